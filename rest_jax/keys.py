@@ -1,0 +1,66 @@
+"""Addressed randomness: every random number has an address, and depends on nothing else.
+
+Floor 0. A key is a function of (seed, stream, round, example id, sample index, position). It is never split
+in sequence, so a sample is the same whether 8 or 64 are asked for, in whatever batch, order or process.
+64-bit numbers are folded as two 32-bit halves: `jax.random.fold_in` cuts them to 32 bits without a word.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+_LOW_32 = 0xFFFFFFFF
+
+
+class Stream(enum.IntEnum):
+    """What a random number is for. The numbers are part of every dataset's identity: never renumber."""
+
+    INIT = 0
+    DROPOUT = 1
+    GROW = 2
+    EVALUATE = 3
+    RATE = 4
+    TRANSLATE = 5
+    VALIDATE = 6
+
+
+def _fold_64(key: jax.Array, number: int) -> jax.Array:
+    if not 0 <= number < 2**64:
+        raise ValueError(f"{number} is not an unsigned 64-bit number")
+    return jax.random.fold_in(jax.random.fold_in(key, number >> 32), number & _LOW_32)
+
+
+def stream_key(seed: int, stream: Stream, round_index: int = 0) -> jax.Array:
+    """The key of one stream of one round (a Grow step, an evaluation), as a typed threefry key []."""
+    key = jax.random.key(0, impl="threefry2x32")
+    key = _fold_64(key, seed)
+    return jax.random.fold_in(jax.random.fold_in(key, int(stream)), round_index)
+
+
+def split_ids(example_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Splits int64 or uint64 ids [S] into their high and low 32-bit halves, each uint32 [S]."""
+    ids = np.asarray(example_ids).astype(np.uint64)
+    return (ids >> np.uint64(32)).astype(np.uint32), (ids & np.uint64(_LOW_32)).astype(np.uint32)
+
+
+def sample_keys(
+    key: jax.Array, ids_high_S: jax.Array, ids_low_S: jax.Array, sample_indices_N: jax.Array
+) -> jax.Array:
+    """One key for each sample of each example: typed keys [S, N]."""
+
+    def one(high: jax.Array, low: jax.Array, index: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, high), low), index)
+
+    over_samples = jax.vmap(one, in_axes=(None, None, 0))
+    return jax.vmap(over_samples, in_axes=(0, 0, None))(ids_high_S, ids_low_S, sample_indices_N)
+
+
+def position_uniforms(keys: jax.Array, position: jax.Array) -> jax.Array:
+    """The uniform in [0, 1) that each key draws at a token position: float32, the shape of `keys`."""
+    flat = keys.reshape(-1)
+    draw = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, position), dtype=jnp.float32))
+    return draw(flat).reshape(keys.shape)
