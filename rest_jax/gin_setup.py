@@ -1,0 +1,245 @@
+"""The only module that knows gin: from gin files and bindings to one checked `Experiment`.
+
+Floor 7. The configurable classes are the frozen dataclasses that stand beside the code they configure; they are
+registered here, so no other module carries a gin decorator. A gin file holds no `import`: it is data.
+
+The whole experiment is built before any verb starts. What gin itself lets pass in silence is found here: a
+binding that no object reads, a misspelt macro, a value of the wrong type, a required value that is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+
+from rest_jax import errors
+from rest_jax.data import corpora, vocabulary
+from rest_jax.generation import sampler, search
+from rest_jax.network import config as network_config
+from rest_jax.network import mesh
+from rest_jax.objectives import filters
+from rest_jax.phases import experiment
+from rest_jax.rewards import ratings
+from rest_jax.training import optimizers, trainer
+
+CONFIGURABLES: tuple[type, ...] = (
+    corpora.HsgTatoebaCorpus,
+    corpora.TsvCorpus,
+    corpora.ParallelCorpus,
+    corpora.TfdsCorpus,
+    corpora.SeqioCorpus,
+    vocabulary.VocabularyConfig,
+    network_config.T5Config,
+    mesh.MeshConfig,
+    optimizers.OptimizerConfig,
+    trainer.TrainerConfig,
+    sampler.SamplingConfig,
+    search.BeamConfig,
+    filters.ThresholdSchedule,
+    ratings.RaterConfig,
+    experiment.BehaviourCloningConfig,
+    experiment.RewardModelConfig,
+    experiment.GrowConfig,
+    experiment.ImproveConfig,
+    experiment.EvaluationConfig,
+    experiment.Experiment,
+)
+_MACRO = "gin.macro"
+
+
+def _register() -> None:
+    for cls in CONFIGURABLES:
+        if f"rest_jax.{cls.__name__}" not in gin.config._REGISTRY:
+            gin.external_configurable(cls, name=cls.__name__, module="rest_jax")
+
+
+def search_paths(extra: Sequence[str] = ()) -> list[str]:
+    """Where gin files and their includes are looked for: the working folder, yours, then the source tree."""
+    return ["", *extra, str(Path(__file__).resolve().parents[1])]
+
+
+def load_experiment(
+    gin_files: Sequence[str], bindings: Sequence[str] = (), gin_search_paths: Sequence[str] = ()
+) -> experiment.Experiment:
+    """Parses gin files and bindings, builds the experiment and checks that every binding was read.
+
+    Args:
+      gin_files: paths of gin files, later ones override earlier ones.
+      bindings: `KEY=value` lines as they stand on the command line behind `--gin.`.
+      gin_search_paths: further folders to look in.
+
+    Raises:
+      ConfigError: anything about the configuration is wrong; the message names the key and the remedy.
+      MissingInputError: a gin file does not exist.
+    """
+    _register()
+    gin.clear_config()
+    paths = search_paths(gin_search_paths)
+    for name in gin_files:
+        _require_file(name, paths)
+    try:
+        with gin.unlock_config():
+            _parse(gin_files, bindings, paths)
+        built = gin.get_configurable("Experiment")()
+    except errors.RestError:
+        raise
+    except Exception as error:
+        raise _as_config_error(error) from error
+    _check_all_read()
+    _check_types(built, "Experiment")
+    return built
+
+
+def operative_config() -> str:
+    """The configuration as it was used, defaults included, as gin text; it is stored, never executed."""
+    return gin.operative_config_str()
+
+
+def _require_file(name: str, paths: Sequence[str]) -> None:
+    if any((Path(folder) / name).is_file() for folder in paths):
+        return
+    known = [str(p) for p in Path("gin_configs").rglob("*.gin")]
+    root = Path(__file__).resolve().parents[1]
+    known += [str(p.relative_to(root)) for p in (root / "gin_configs").rglob("*.gin")]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {close[0]}?" if close else "Give a path that exists, or its folder by --gin_search_paths"
+    raise errors.MissingInputError(f"no gin file {name}", where="--gin_file", remedy=hint)
+
+
+def _parse(gin_files: Sequence[str], bindings: Sequence[str], paths: Sequence[str]) -> None:
+    gin.config._LOCATION_PREFIXES[:] = list(paths)
+    for name in gin_files:
+        text_file = next(Path(folder) / name for folder in paths if (Path(folder) / name).is_file())
+        _refuse_code(text_file)
+        gin.parse_config_file(str(text_file))
+    for binding in bindings:
+        try:
+            gin.parse_config(binding)
+        except Exception as error:
+            key, _, value = binding.partition("=")
+            raise errors.ConfigError(
+                f"cannot read {value!r} as the value of {key!r} ({_first_line(error)})",
+                where=f"--gin.{binding}",
+                remedy=f"Text needs its own quotes: '--gin.{key}=\"{value}\"'",
+            ) from error
+
+
+def _refuse_code(path: Path) -> None:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if re.match(r"\s*(import|from)\s", line):
+            raise errors.ConfigError(
+                f"a gin file may not import code: {line.strip()!r}",
+                where=f"{path}:{number}",
+                remedy="Delete the line; every class of rest_jax is already known to gin",
+            )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _as_config_error(error: Exception) -> errors.ConfigError:
+    """Turns gin's own exceptions into one line that names the key."""
+    text = " ".join(str(error).split())
+    if match := re.search(r"No value provided for macro.*?'([\w/]+)'|`?([A-Z_]+)`? .*?required", text):
+        name = match.group(1) or match.group(2)
+        return errors.ConfigError(f"{name} has no value", remedy=f"Give it: '--gin.{name}=…'")
+    if "gin.REQUIRED" in text or "Required bindings" in text:
+        return errors.ConfigError(text, remedy="Bind it in the gin file or by --gin.KEY=value")
+    if match := re.search(r"No configurable matching (?:reference )?'?@?([\w./]+)", text):
+        return errors.ConfigError(
+            f"no configurable {match.group(1)!r}", where="gin", remedy=_close_to(match.group(1))
+        )
+    if match := re.search(r"doesn't have a parameter(?: named)? '?(\w+)'?", text):
+        return errors.ConfigError(text.split(" In file")[0], where="gin", remedy="Correct or delete the binding")
+    return errors.ConfigError(_first_line(error), where="gin", remedy="Correct the binding it names")
+
+
+def _close_to(name: str) -> str:
+    names = [cls.__name__ for cls in CONFIGURABLES]
+    close = difflib.get_close_matches(name.rsplit("/", 1)[-1].split(".")[0], names, n=1)
+    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(names)}"
+
+
+def _check_all_read() -> None:
+    """Every parsed binding must have been read by some object of the experiment."""
+    unread = []
+    for (scope, selector), values in gin.config._CONFIG.items():
+        parts = scope.split("/") if scope else []
+        for name in values:
+            if not _was_read(parts, selector, name):
+                prefix = f"{scope}/" if scope else ""
+                short = scope if selector == _MACRO else f"{prefix}{selector.rsplit('.', 1)[-1]}.{name}"
+                unread.append(short)
+    if unread:
+        names = [scope for (scope, selector) in gin.config._CONFIG if selector == _MACRO and scope not in unread]
+        close = difflib.get_close_matches(unread[0], names, n=1)
+        hint = f"did you mean {close[0]}? Otherwise d" if close else "d"
+        raise errors.ConfigError(
+            f"no part of the program reads {', '.join(sorted(unread))}",
+            where="gin",
+            remedy=f"Correct the spelling ({hint}elete the binding)" if close else "Correct or delete the binding",
+        )
+
+
+def _was_read(scope: list[str], selector: str, name: str) -> bool:
+    for (used_scope, used_selector), used in gin.config._OPERATIVE_CONFIG.items():
+        if used_selector != selector or name not in used:
+            continue
+        used_parts = used_scope.split("/") if used_scope else []
+        if selector == _MACRO:
+            if used_parts[-len(scope) :] == scope:
+                return True
+        elif used_parts[: len(scope)] == scope:
+            return True
+    return False
+
+
+def _check_types(value: Any, path: str) -> None:
+    """Compares every field of a tree of dataclasses with its annotation."""
+    hints = typing.get_type_hints(type(value))
+    for field in dataclasses.fields(value):
+        inner, expected = getattr(value, field.name), hints[field.name]
+        if not _fits(inner, expected):
+            raise errors.ConfigError(
+                f"{path}.{field.name} is {inner!r}, which is not {_type_name(expected)}",
+                where="gin",
+                remedy=f"Give {type(value).__name__}.{field.name} a value of that type",
+            )
+        if dataclasses.is_dataclass(inner):
+            _check_types(inner, f"{path}.{field.name}")
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    origin = typing.get_origin(expected)
+    arguments = typing.get_args(expected)
+    if expected is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in arguments)
+    if origin is typing.Literal:
+        return value in arguments
+    if origin is tuple:
+        items = arguments[:1] * len(value) if isinstance(value, (tuple, list)) and Ellipsis in arguments else arguments
+        return isinstance(value, (tuple, list)) and len(items) == len(value) and all(map(_fits, value, items))
+    if origin is dict:
+        return isinstance(value, dict)
+    if expected is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if expected is None or expected is type(None):
+        return value is None
+    return isinstance(value, expected) if isinstance(expected, type) else True
+
+
+def _type_name(expected: Any) -> str:
+    return expected.__name__ if isinstance(expected, type) else str(expected).replace("typing.", "")

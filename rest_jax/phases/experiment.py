@@ -1,0 +1,249 @@
+"""The configuration of a whole run, as one tree of frozen dataclasses.
+
+Floor 6. `gin_setup` builds it from gin files; phases read it and nothing else. Every verb builds the whole tree,
+so a mistake in the settings of the last phase stops the first one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from rest_jax import errors
+from rest_jax.data import corpora, vocabulary
+from rest_jax.generation import sampler, search
+from rest_jax.network import config as network_config
+from rest_jax.network import mesh
+from rest_jax.objectives import filters
+from rest_jax.rewards import ratings
+from rest_jax.training import trainer
+
+Corpus = (
+    corpora.HsgTatoebaCorpus
+    | corpora.TsvCorpus
+    | corpora.ParallelCorpus
+    | corpora.TfdsCorpus
+    | corpora.SeqioCorpus
+)
+
+
+def _require(condition: bool, what: str, where: str, remedy: str) -> None:
+    if not condition:
+        raise errors.ConfigError(what, where=where, remedy=remedy)
+
+
+@dataclasses.dataclass(frozen=True)
+class BehaviourCloningConfig:
+    """The negative log-likelihood, eq. (1) of the paper.
+
+    Attributes:
+      normalise: "token" averages over the target tokens of a batch, "sequence" over its pairs.
+      label_smoothing: mass moved from the target to the rest of the vocabulary.
+      z_loss: weight of the squared log-normaliser, which keeps logits small in bfloat16.
+    """
+
+    normalise: Literal["token", "sequence"] = "token"
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The loss's name in tables, as the paper writes it."""
+        return "BC"
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModelConfig:
+    """The reward R(source, translation) in [0, 1], higher is better.
+
+    Attributes:
+      kind: "learned" trains a reference-free model here; "chrf" and "bleu" score against references.
+      network: size of the learned model; None takes the policy's.
+      trainer: how it is trained.
+      loss: "bce" or "mse" between the model's reward and the rating.
+      start_from_policy: copies the encoder and decoder of the BC policy before training.
+      ratings_file: TSV of `source, hypothesis, score` (score in [0, 1]); None rates automatically.
+      rater: the automatic rater, used where there is no ratings file.
+      rater_sources: how many sources of the "rater" split it samples; None takes all.
+      rater_sampling: how the automatic rater samples the BC policy.
+      validation_share: share of the rated sources held out for the validation report.
+      batch_rows: rows scored in one call.
+    """
+
+    kind: Literal["learned", "chrf", "bleu"] = "learned"
+    network: network_config.T5Config | None = None
+    trainer: trainer.TrainerConfig | None = None
+    loss: Literal["bce", "mse"] = "bce"
+    start_from_policy: bool = True
+    ratings_file: str | None = None
+    rater: ratings.RaterConfig = ratings.RaterConfig()
+    rater_sources: int | None = None
+    rater_sampling: sampler.SamplingConfig = sampler.SamplingConfig()
+    validation_share: float = 0.1
+    batch_rows: int = 256
+
+    def __post_init__(self) -> None:
+        _require(
+            self.kind != "learned" or self.trainer is not None,
+            "a learned reward needs a trainer",
+            "RewardModelConfig.trainer",
+            "Bind RewardModelConfig.trainer = @reward_model/TrainerConfig()",
+        )
+        _require(
+            0.0 < self.validation_share < 1.0,
+            f"validation share {self.validation_share} is not between 0 and 1",
+            "RewardModelConfig.validation_share",
+            "Hold out some 0.1 of the rated sources",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class GrowConfig:
+    """The Grow step: N samples a source from the latest policy.
+
+    Attributes:
+      samples_per_source: N. The paper: 100 (IWSLT), 25 (WMT), 1,000 (Web Domain).
+      sources: how many training sources are sampled, drawn anew in each Grow step; None takes all.
+      sampling: temperature 0.8 in the paper (A.3), top-k and top-p off.
+      shards: files that the samples are written to; a killed run loses at most the open one.
+      sources_per_batch: sources decoded together on each device.
+    """
+
+    samples_per_source: int = 100
+    sources: int | None = None
+    sampling: sampler.SamplingConfig = sampler.SamplingConfig()
+    shards: int = 16
+    sources_per_batch: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_source", "shards", "sources_per_batch"):
+            value = getattr(self, name)
+            _require(value >= 1, f"{name} is {value}", f"GrowConfig.{name}", "Give at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImproveConfig:
+    """The Improve steps of one Grow step (Algorithm 1).
+
+    Attributes:
+      thresholds: τ of each Improve step, rising; their number is I.
+      loss: what is minimised on the survivors.
+      trainer: how; its learning rate is that of the first Improve step.
+      learning_rate_decay: factor from each Improve step to the next, over all Grow steps: the paper lowers
+        the rate with every new policy (section 3).
+      filter_dataset: whether the original data must pass the threshold too, as the paper has it (eq. 3);
+        False keeps all of it.
+      drop_truncated: leaves out samples that hit the length limit, since they have no end to learn.
+      require_above_mean: whether τ of the first step must exceed the mean reward of the Grow set
+        (Algorithm 1), or only warns.
+      validation_sources: sources of the validation set whose samples choose the best checkpoint.
+      validation_samples: samples of each of them.
+    """
+
+    thresholds: filters.ThresholdSchedule
+    trainer: trainer.TrainerConfig
+    loss: BehaviourCloningConfig = BehaviourCloningConfig()
+    learning_rate_decay: float = 0.5
+    filter_dataset: bool = True
+    drop_truncated: bool = True
+    require_above_mean: bool = True
+    validation_sources: int = 500
+    validation_samples: int = 1
+
+    def __post_init__(self) -> None:
+        _require(
+            0.0 < self.learning_rate_decay <= 1.0,
+            f"learning rate decay {self.learning_rate_decay} is not in (0, 1]",
+            "ImproveConfig.learning_rate_decay",
+            "The paper lowers the rate from step to step; 0.5 halves it",
+        )
+
+    @property
+    def steps(self) -> int:
+        """I, the number of Improve steps in each Grow step."""
+        return len(self.thresholds)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """How a policy is measured.
+
+    Attributes:
+      split: which split ("test" or "valid").
+      sources: how many of its sources, from its start; None takes all.
+      samples_per_source: samples a source for the mean reward, the paper's metric (section 4).
+      sampling: how they are drawn.
+      beam: beam search beside greedy decoding; None leaves it out.
+      resamples: bootstrap resamples of the 95 % intervals.
+      examples: how many sources are shown with their outputs in the report.
+    """
+
+    split: Literal["valid", "test"] = "test"
+    sources: int | None = None
+    samples_per_source: int = 4
+    sampling: sampler.SamplingConfig = sampler.SamplingConfig()
+    beam: search.BeamConfig | None = None
+    resamples: int = 1000
+    examples: int = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """Everything a run depends on.
+
+    Attributes:
+      model_dir: the run folder (T5X's MODEL_DIR).
+      seed: of every random number in the run.
+      corpus: where the parallel text comes from.
+      vocabulary: the SentencePiece vocabulary shared by both sides.
+      task_feature_lengths: {"inputs": tokens of a source, "targets": tokens of a target}, the shape of a
+        training row, into which several pairs may be packed (T5X's TASK_FEATURE_LENGTHS).
+      policy: the policy network.
+      pretrain: how the BC policy is trained on the parallel text.
+      pretrain_loss: its loss.
+      reward: the reward.
+      grow: the Grow step.
+      improve: the Improve steps.
+      evaluation: how each policy is measured.
+      grow_steps: G.
+      mesh: how devices are arranged.
+    """
+
+    model_dir: str
+    seed: int
+    corpus: Corpus
+    vocabulary: vocabulary.VocabularyConfig
+    task_feature_lengths: dict[str, int]
+    policy: network_config.T5Config
+    pretrain: trainer.TrainerConfig
+    reward: RewardModelConfig
+    grow: GrowConfig
+    improve: ImproveConfig
+    evaluation: EvaluationConfig
+    pretrain_loss: BehaviourCloningConfig = BehaviourCloningConfig()
+    grow_steps: int = 1
+    mesh: mesh.MeshConfig = mesh.MeshConfig()
+
+    def __post_init__(self) -> None:
+        _require(
+            set(self.task_feature_lengths) == {"inputs", "targets"}
+            and all(isinstance(n, int) and n > 1 for n in self.task_feature_lengths.values()),
+            f"task feature lengths are {self.task_feature_lengths}",
+            "TASK_FEATURE_LENGTHS",
+            'Give {"inputs": tokens, "targets": tokens}, each at least 2',
+        )
+        _require(self.grow_steps >= 1, f"grow_steps is {self.grow_steps}", "GROW_STEPS", "Give at least 1")
+        _require(bool(self.model_dir), "MODEL_DIR is empty", "MODEL_DIR", "Name the run folder")
+        _require(
+            0 <= self.seed < 2**63, f"seed {self.seed} is out of range", "SEED", "Give 0 to 2**63 - 1"
+        )
+
+    @property
+    def source_length(self) -> int:
+        """Tokens of a source row."""
+        return self.task_feature_lengths["inputs"]
+
+    @property
+    def target_length(self) -> int:
+        """Tokens of a target row."""
+        return self.task_feature_lengths["targets"]

@@ -1,0 +1,61 @@
+"""Which policy comes from which: the names of the policies of a run.
+
+Floor 6. The paper writes "G=g I=i"; the run folder has `policy/bc`, `policy/g1_i1`, `policy/g1_i2` …
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from rest_jax import errors
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class PolicyName:
+    """A policy by the Grow and the Improve step that made it; (0, 0) is the BC policy."""
+
+    grow: int = 0
+    improve: int = 0
+
+    @property
+    def folder(self) -> str:
+        """The name of its folder: "bc" or "g1_i2"."""
+        return f"g{self.grow}_i{self.improve}" if self.grow else "bc"
+
+    def title(self, loss: str) -> str:
+        """Its name in tables: "BC G=1 I=2"."""
+        return f"{loss} G={self.grow} I={self.improve}"
+
+    @classmethod
+    def parse(cls, text: str) -> PolicyName:
+        """Reads a folder name.
+
+        Raises:
+          ConfigError: it is not one.
+        """
+        if text == "bc":
+            return cls()
+        if match := re.fullmatch(r"g(\d+)_i(\d+)", text):
+            return cls(int(match.group(1)), int(match.group(2)))
+        raise errors.ConfigError(f"no policy is called {text!r}", where="--policy", remedy="Say bc or g1_i2")
+
+
+BC = PolicyName()
+
+
+def behaviour_policy(grow: int, improve_steps: int) -> PolicyName:
+    """The policy that generates the samples of a Grow step: the last of the Grow step before (Fig. 2)."""
+    return PolicyName(grow - 1, improve_steps) if grow > 1 else BC
+
+
+def starting_policy(name: PolicyName, improve_steps: int) -> PolicyName:
+    """The policy that an Improve step is fine-tuned from: always the one before it (section 3)."""
+    if name.improve > 1:
+        return PolicyName(name.grow, name.improve - 1)
+    return behaviour_policy(name.grow, improve_steps)
+
+
+def improve_index(name: PolicyName, improve_steps: int) -> int:
+    """How many Improve steps of the whole run lie before this one."""
+    return (name.grow - 1) * improve_steps + name.improve - 1

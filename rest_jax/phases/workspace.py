@@ -1,0 +1,239 @@
+"""The run folder as the phases see it: where things are, what is sealed, and how a step is run once.
+
+Floor 6.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import rest_jax
+from rest_jax import errors, files, processes
+from rest_jax.data import examples, vocabulary
+from rest_jax.generation import translator
+from rest_jax.network import mesh, transformer
+from rest_jax.phases.experiment import Experiment
+from rest_jax.phases.lineage import PolicyName
+from rest_jax.training import checkpoints, logbook
+from rest_jax.types import Examples, Params
+
+SPLITS = ("train", "rater", "valid", "test")
+
+
+class Workspace:
+    """One run: its experiment, its folder, and what is loaded from it."""
+
+    def __init__(self, experiment: Experiment):
+        self.experiment = experiment
+        self.run_dir = Path(experiment.model_dir).absolute()
+        self._policies: dict[PolicyName, Params] = {}
+
+    # Where things are.
+
+    @property
+    def text_folder(self) -> Path:
+        """Tokenised splits."""
+        return self.run_dir / "data"
+
+    @property
+    def vocabulary_folder(self) -> Path:
+        """The SentencePiece model."""
+        return self.run_dir / "vocab"
+
+    @property
+    def vocabulary_file(self) -> Path:
+        """The SentencePiece model's file."""
+        return self.vocabulary_folder / "spm.model"
+
+    @property
+    def ratings_folder(self) -> Path:
+        """What the reward model is trained on."""
+        return self.run_dir / "reward" / "ratings"
+
+    @property
+    def reward_folder(self) -> Path:
+        """The reward model."""
+        return self.run_dir / "reward" / "model"
+
+    @property
+    def dataset_rewards_folder(self) -> Path:
+        """The rewards of the original data D."""
+        return self.run_dir / "reward" / "dataset"
+
+    def policy_folder(self, name: PolicyName) -> Path:
+        """A policy's checkpoint and its story."""
+        return self.run_dir / "policy" / name.folder
+
+    def grow_folder(self, grow: int) -> Path:
+        """The samples of a Grow step."""
+        return self.run_dir / "grow" / f"g{grow}"
+
+    def evaluation_folder(self, name: PolicyName) -> Path:
+        """What was measured of a policy."""
+        return self.run_dir / "eval" / name.folder
+
+    # What is loaded.
+
+    @functools.cached_property
+    def logbook(self) -> logbook.Logbook:
+        """Where metrics go."""
+        return logbook.Logbook(self.run_dir)
+
+    @functools.cached_property
+    def mesh(self) -> jax.sharding.Mesh:
+        """The devices."""
+        return mesh.make_mesh(self.experiment.mesh)
+
+    @functools.cached_property
+    def vocabulary(self) -> vocabulary.Vocabulary:
+        """The run's vocabulary; checked against the network's."""
+        self.require(self.vocabulary_folder, "vocab")
+        loaded = vocabulary.Vocabulary.from_file(self.vocabulary_file)
+        check_vocabulary_fits(loaded.size, self.experiment.policy.vocab_size)
+        return loaded
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 (a workspace lives as long as the program)
+    def split(self, name: str) -> Examples:
+        """The tokenised examples of a split."""
+        self.require(self.text_folder, "vocab")
+        path = self.text_folder / f"{name}.parquet"
+        if not path.is_file():
+            raise errors.MissingInputError(
+                f"the corpus has no {name!r} split", where=str(path), remedy="Give the corpus such a split"
+            )
+        return examples.read_examples(path)
+
+    def policy_params(self, name: PolicyName) -> Params:
+        """The parameters of a sealed policy."""
+        if name not in self._policies:
+            folder = self.policy_folder(name)
+            self.require(folder, "pretrain" if not name.grow else "improve")
+            with mesh.use_mesh(self.mesh):
+                abstract = transformer.abstract_params(self.experiment.policy)
+                shardings = mesh.param_shardings(self.mesh, abstract)
+            self._policies = {name: checkpoints.load_params(folder / "params", shardings)}
+        return self._policies[name]
+
+    def translator(self, params: Params, sources_per_batch: int) -> translator.Translator:
+        """A translator over these parameters."""
+        return translator.Translator(
+            self.experiment.policy,
+            params,
+            mesh=self.mesh,
+            source_batch=sources_per_batch,
+            allowed_vocab_size=self.vocabulary.size,
+        )
+
+    # What is sealed.
+
+    def require(self, folder: Path, phase: str) -> files.Seal:
+        """The seal of an input folder.
+
+        Raises:
+          MissingInputError: it is not there; the message names the verb that makes it.
+        """
+        seal = files.read_seal(folder)
+        if seal is None:
+            raise errors.MissingInputError(
+                f"{folder} is missing or unfinished",
+                where=str(self.run_dir),
+                remedy=f"Run `rest-jax {phase}` first, or `rest-jax rest` for the whole job",
+            )
+        return seal
+
+    def digest(self, folder: Path, phase: str) -> str:
+        """The digest of an input folder, for the identity of what is made from it."""
+        return self.require(folder, phase).digest
+
+    def run_step(
+        self,
+        folder: Path,
+        phase: str,
+        identity: Mapping[str, Any],
+        work: Callable[[], Mapping[str, Any]],
+        scratch: tuple[str, ...] = (),
+    ) -> files.Seal:
+        """Runs a step once: a sealed folder of the same identity is verified and left as it is.
+
+        Args:
+          folder: what the step writes; half-finished work in it is the step's own to resume.
+          phase: the verb.
+          identity: what the output depends on: settings, inputs' digests, the seed.
+          work: does it, and returns the facts to keep with the seal.
+          scratch: names in the folder that are not part of the artefact.
+
+        Raises:
+          ConfigError: the folder holds output of another identity.
+        """
+        name = folder.relative_to(self.run_dir).as_posix()
+        identity = {"phase": phase, "seed": self.experiment.seed, **identity}
+        digest = files.digest_of(json.loads(files.canonical_json(identity)))
+        if processes.is_lead():
+            files.claim(folder, identity)
+        processes.barrier(f"claimed:{name}")
+        if files.read_seal(folder) is None:
+            started = time.monotonic()
+            facts = dict(work())
+            processes.barrier(f"worked:{name}")
+            if processes.is_lead():
+                facts |= {"seconds": round(time.monotonic() - started, 1), "versions": versions()}
+                files.write_seal(folder, phase, digest, facts, skip=scratch)
+            processes.barrier(f"sealed:{name}")
+        seal = files.verify_seal(folder)
+        if processes.is_lead():
+            self._enter(name, seal)
+        return seal
+
+    def _enter(self, name: str, seal: files.Seal) -> None:
+        """Appends a sealed step to the ledger, unless it stands there already."""
+        path = self.run_dir / "ledger.jsonl"
+        entries = read_ledger(self.run_dir)
+        if any(entry["step"] == name and entry["digest"] == seal.digest for entry in entries):
+            return
+        entry = {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "step": name,
+            "phase": seal.phase,
+            "seconds": seal.facts.get("seconds"),
+            "identity": seal.identity,
+            "digest": seal.digest,
+            "facts": dict(seal.facts),
+        }
+        lines = [json.dumps(e, ensure_ascii=False) for e in [*entries, entry]]
+        files.write_text(path, "\n".join(lines) + "\n")
+
+
+def read_ledger(run_dir: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ledger."""
+    path = run_dir / "ledger.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result may depend on."""
+    device = jax.devices()[0]
+    return {"rest_jax": rest_jax.__version__, "jax": jax.__version__, "device": device.device_kind}
+
+
+def check_vocabulary_fits(size: int, vocab_size: int) -> None:
+    """The network's table must hold the vocabulary; spare rows are never sampled.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    if size > vocab_size:
+        raise errors.ConfigError(
+            f"the vocabulary has {size} pieces and the network's table {vocab_size} rows",
+            where="T5Config.vocab_size",
+            remedy=f"Give T5Config.vocab_size at least {size}",
+        )
