@@ -1,0 +1,1 @@
+"""Corpus metrics with signatures and intervals, rank correlations, and diagnostics of decay."""
