@@ -1,0 +1,137 @@
+"""Multi-head attention of T5: over whole sequences, and one position at a time with a cache.
+
+Floor 2. The logits are not divided by sqrt(D); the initialiser of the query kernel is, as in T5X. Logits
+and softmax are float32. Masks use a finite value, so a row that may look at nothing yields numbers (the mean
+of its values), not NaN.
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rest_jax.network.config import T5Config
+from rest_jax.network.layers import Dense, attention_init, constrain, dropout
+
+MASKED_LOGIT = -1e10
+
+
+def _query_init(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype, head_dim: int) -> jax.Array:
+    return attention_init(key, shape, dtype) / math.sqrt(head_dim)
+
+
+def attention_weights(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Softmax over the last axis of float32 logits where `mask` (bool, broadcastable) is True."""
+    return jax.nn.softmax(jnp.where(mask, logits, MASKED_LOGIT), axis=-1)
+
+
+class Attention(nn.Module):
+    """Queries of one sequence looking at keys and values of the same or another one."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        """Declares the four projections."""
+        config = self.config
+
+        def query_init(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
+            return _query_init(key, shape, dtype, config.head_dim)
+
+        width, inwards, dtype = config.joined_kv_dim, ("embed", "joined_kv"), config.activation_dtype
+        self.query = Dense(width, inwards, dtype, kernel_init=query_init)
+        self.key = Dense(width, inwards, dtype, kernel_init=attention_init)
+        self.value = Dense(width, inwards, dtype, kernel_init=attention_init)
+        self.out = Dense(config.emb_dim, ("joined_kv", "embed"), dtype, kernel_init=attention_init)
+        self.weights_dropout = dropout(config.dropout_rate)
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
+
+    def __call__(
+        self,
+        queries_BxQxE: jax.Array,
+        keys_BxKxE: jax.Array,
+        mask_Bx1xQxK: jax.Array,
+        bias_HxQxK: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Attends over whole sequences.
+
+        Args:
+          queries_BxQxE: what asks.
+          keys_BxKxE: what is looked at.
+          mask_Bx1xQxK: bool, broadcastable; True where a query may look at a key.
+          bias_HxQxK: added to the logits, float32.
+          deterministic: no dropout.
+
+        Returns:
+          [B, Q, E].
+        """
+        axes = ("batch", "length", "heads", "kv")
+        query = constrain(self._heads(self.query(queries_BxQxE)), *axes)
+        key = constrain(self._heads(self.key(keys_BxKxE)), *axes)
+        value = constrain(self._heads(self.value(keys_BxKxE)), *axes)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+        if bias_HxQxK is not None:
+            logits = logits + bias_HxQxK
+        weights = attention_weights(logits, mask_Bx1xQxK).astype(value.dtype)
+        weights = self.weights_dropout(weights, deterministic=deterministic)
+        attended = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        return self.out(attended.reshape(*attended.shape[:2], -1))
+
+    def project_source(self, encoded_SxLxE: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of the sources for `cross_step`, each [S, H, L, D]."""
+        axes = ("batch", "heads", "length", "kv")
+        key = jnp.swapaxes(self._heads(self.key(encoded_SxLxE)), 1, 2)
+        value = jnp.swapaxes(self._heads(self.value(encoded_SxLxE)), 1, 2)
+        return constrain(key, *axes), constrain(value, *axes)
+
+    def cross_step(
+        self, x_SxNxE: jax.Array, key_SxHxLxD: jax.Array, value_SxHxLxD: jax.Array, mask_SxL: jax.Array
+    ) -> jax.Array:
+        """Lets the N samples of each source look at that source, which they share: [S, N, E]."""
+        query = constrain(self._heads(self._rows(self.query, x_SxNxE)), "batch", "samples", "heads", "kv")
+        logits = jnp.einsum("snhd,shld->shnl", query, key_SxHxLxD, preferred_element_type=jnp.float32)
+        weights = attention_weights(logits, mask_SxL[:, None, None, :]).astype(value_SxHxLxD.dtype)
+        attended = jnp.einsum("shnl,shld->snhd", weights, value_SxHxLxD)
+        return self._rows(self.out, attended.reshape(*x_SxNxE.shape[:2], -1))
+
+    def self_step(
+        self,
+        x_SxNxE: jax.Array,
+        cached: tuple[jax.Array, jax.Array],
+        position: jax.Array,
+        bias_HxT: jax.Array,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Lets one position look at itself and those before it.
+
+        Args:
+          x_SxNxE: the position's input.
+          cached: keys and values [S, N, H, T, D] of the positions before.
+          position: int32 [], where to write this one.
+          bias_HxT: relative position bias of this position, float32.
+
+        Returns:
+          [S, N, E], and the cache with this position written.
+        """
+        axes = ("batch", "samples", "heads", "kv")
+        query = constrain(self._heads(self._rows(self.query, x_SxNxE)), *axes)
+        key, value = cached
+        key = _write(key, constrain(self._heads(self._rows(self.key, x_SxNxE)), *axes), position)
+        value = _write(value, constrain(self._heads(self._rows(self.value, x_SxNxE)), *axes), position)
+        logits = jnp.einsum("snhd,snhtd->snht", query, key, preferred_element_type=jnp.float32)
+        mask_T = jnp.arange(key.shape[3]) <= position
+        weights = attention_weights(logits + bias_HxT, mask_T).astype(value.dtype)
+        attended = jnp.einsum("snht,snhtd->snhd", weights, value)
+        return self._rows(self.out, attended.reshape(*x_SxNxE.shape[:2], -1)), (key, value)
+
+    def _rows(self, dense: nn.Module, x_SxNxE: jax.Array) -> jax.Array:
+        sources, samples, width = x_SxNxE.shape
+        return dense(x_SxNxE.reshape(sources * samples, width)).reshape(sources, samples, -1)
+
+
+def _write(cache_SxNxHxTxD: jax.Array, new_SxNxHxD: jax.Array, position: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(cache_SxNxHxTxD, new_SxNxHxD[:, :, :, None], position, axis=3)

@@ -1,0 +1,83 @@
+"""The reward model: the policy's trunk with a scalar head, R(x, y) = sigmoid(score logit).
+
+Floor 2. arXiv:2308.08998 section 3 trains such a model on rated translations; it reads no reference.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rest_jax.network.layers import dense_init
+from rest_jax.network.transformer import EncoderDecoder
+from rest_jax.types import PAD_ID
+
+
+class ScoreHead(nn.Module):
+    """Summary vector to scalar: one hidden GELU layer, in float32."""
+
+    hidden_dim: int
+
+    @nn.compact
+    def __call__(self, summary_BxC: jax.Array) -> jax.Array:
+        """[B, C] to float32 [B]."""
+        hidden = nn.Dense(
+            self.hidden_dim,
+            use_bias=False,
+            kernel_init=nn.with_logical_partitioning(dense_init, ("embed", "mlp")),
+            name="hidden",
+        )(summary_BxC.astype(jnp.float32))
+        score = nn.Dense(
+            1,
+            kernel_init=nn.with_logical_partitioning(dense_init, ("mlp", "score")),
+            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("score",)),
+            name="output",
+        )(jax.nn.gelu(hidden, approximate=True))
+        return score[:, 0]
+
+
+class RewardModel(EncoderDecoder):
+    """Scores a hypothesis as a translation of a source."""
+
+    def setup(self) -> None:
+        """Declares the trunk and the head."""
+        super().setup()
+        self.score_head = ScoreHead(self.config.emb_dim)
+
+    def __call__(
+        self,
+        encoder_input_tokens_BxL: jax.Array,
+        decoder_input_tokens_BxT: jax.Array,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """The score logit of each pair.
+
+        Args:
+          encoder_input_tokens_BxL: sources, int32.
+          decoder_input_tokens_BxT: start symbol (PAD), hypothesis, EOS, padding; int32.
+          deterministic: no dropout; otherwise an rng named "dropout" is needed.
+
+        Returns:
+          float32 [B]; the reward is its sigmoid.
+        """
+        encoded = self.encode(encoder_input_tokens_BxL, deterministic=deterministic)
+        hidden = self.decode_hidden(
+            encoded, encoder_input_tokens_BxL, decoder_input_tokens_BxT, deterministic=deterministic
+        )
+        return self.score_head(summarise(hidden, decoder_input_tokens_BxT))
+
+
+def summarise(hidden_BxTxE: jax.Array, decoder_input_tokens_BxT: jax.Array) -> jax.Array:
+    """The mean over the hypothesis and its last position (EOS), side by side: float32 [B, 2E].
+
+    The start symbol has the id of padding, so position 0 counts by its place, the others by their token.
+    """
+    positions_T = jnp.arange(decoder_input_tokens_BxT.shape[1])
+    mask_BxT = (positions_T == 0) | (decoder_input_tokens_BxT != PAD_ID)
+    hidden = hidden_BxTxE.astype(jnp.float32)
+    mean = jnp.einsum("bte,bt->be", hidden, mask_BxT.astype(jnp.float32)) / mask_BxT.sum(1, keepdims=True)
+    last_B = jnp.max(jnp.where(mask_BxT, positions_T, 0), axis=1)
+    last = jnp.take_along_axis(hidden, last_B[:, None, None], axis=1)[:, 0]
+    return jnp.concatenate([mean, last], axis=-1)

@@ -1,0 +1,125 @@
+"""The small layers of T5 1.1: embedding, dense, norm, MLP.
+
+Floor 2. Names, shapes, logical axes and initialisers of the parameters are those of T5X's
+`examples/t5/layers.py`, so its checkpoints fit. Parameters are float32; a layer casts them to the type of
+the activations when it uses them.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rest_jax.network.config import T5Config
+
+Initializer = Callable[..., jax.Array]
+
+NORM_EPSILON = 1e-6
+
+attention_init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+dense_init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+embedding_init: Initializer = nn.initializers.normal(stddev=1.0)
+
+_ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": functools.partial(jax.nn.gelu, approximate=True),
+    "linear": lambda x: x,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+def constrain(x: jax.Array, *axes: str) -> jax.Array:
+    """Lays an activation on the mesh by its logical axes; does nothing where no mesh is set."""
+    return nn.with_logical_constraint(x, axes)
+
+
+def dropout(rate: float) -> nn.Dropout:
+    """T5's dropout: one mask for all positions of a row (it is shared over the length axis)."""
+    return nn.Dropout(rate=rate, broadcast_dims=(-2,))
+
+
+class Embed(nn.Module):
+    """Token embedding [V, E], also the output head when it is tied."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        """Declares the table."""
+        init = nn.with_logical_partitioning(embedding_init, ("vocab", "embed"))
+        self.embedding = self.param("embedding", init, (self.config.vocab_size, self.config.emb_dim), jnp.float32)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Vectors of tokens: int32 [...] to [..., E] in the type of the activations."""
+        return jnp.take(self.embedding.astype(self.config.activation_dtype), tokens, axis=0)
+
+    def attend(self, hidden: jax.Array) -> jax.Array:
+        """Logits of a tied head: [..., E] to float32 [..., V], divided by sqrt(E)."""
+        scaled = hidden.astype(jnp.float32) * self.config.logits_scale
+        return jnp.einsum("...e,ve->...v", scaled, self.embedding)
+
+
+class Dense(nn.Module):
+    """A matrix without bias, [in, out].
+
+    Attributes:
+      features: width of the output.
+      axes: logical names of the two axes of the kernel.
+      dtype: type of the product.
+      kernel_init: initialiser of the kernel.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    dtype: jnp.dtype
+    kernel_init: Initializer = dense_init
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in] to [..., out]."""
+        init = nn.with_logical_partitioning(self.kernel_init, self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+
+
+class RMSNorm(nn.Module):
+    """Scales by the root mean square, without mean or bias (arXiv:1910.07467); computed in float32."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., E] to [..., E]."""
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
+        return (x * jax.lax.rsqrt(mean_square + NORM_EPSILON)).astype(self.dtype) * scale.astype(self.dtype)
+
+
+class MLP(nn.Module):
+    """The feed-forward block: the product of its activated branches, then back to E (arXiv:2002.05202)."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
+        """[..., E] to [..., E]."""
+        config = self.config
+        names = _branch_names(config.mlp_activations)
+        branches = []
+        for name, activation in zip(names, config.mlp_activations, strict=True):
+            branch = Dense(config.mlp_dim, ("embed", "mlp"), config.activation_dtype, name=name)(x)
+            branches.append(_ACTIVATIONS[activation](branch))
+        hidden = functools.reduce(operator.mul, branches)
+        hidden = dropout(config.dropout_rate)(hidden, deterministic=deterministic)
+        hidden = constrain(hidden, *(("batch", "length", "mlp") if hidden.ndim == 3 else ("batch", "mlp")))
+        return Dense(config.emb_dim, ("mlp", "embed"), config.activation_dtype, name="wo")(hidden)
+
+
+def _branch_names(activations: Sequence[str]) -> list[str]:
+    return ["wi"] if len(activations) == 1 else [f"wi_{i}" for i in range(len(activations))]
