@@ -1,0 +1,90 @@
+"""Puts the report together: one page that needs nothing but a browser, and the same numbers as JSON.
+
+Floor 7.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import string
+from pathlib import Path
+
+from rest_jax import files
+from rest_jax.report.examples import examples_section
+from rest_jax.report.learning import learning_section
+from rest_jax.report.markup import Section, script_json, text
+from rest_jax.report.overview import overview_section, run_section
+from rest_jax.report.results import diagnostics_section, overlap_section, reward_section, steps_section
+from rest_jax.report.reward_model import reward_model_section
+from rest_jax.report.run_files import RunFiles, read_run
+from rest_jax.report.samples import samples_section
+from rest_jax.report.summary import summarise
+
+_SECTIONS = (
+    overview_section,
+    steps_section,
+    reward_section,
+    overlap_section,
+    samples_section,
+    reward_model_section,
+    learning_section,
+    diagnostics_section,
+    examples_section,
+    run_section,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReportPaths:
+    """Where the report was written."""
+
+    index_html: Path
+    summary_json: Path
+
+
+def build_report(run_dir: Path) -> ReportPaths:
+    """Writes RUN/report/index.html and RUN/report/summary.json from the files of a run.
+
+    The same files give the same bytes. A run that is not finished gives a report that says what is missing.
+
+    Raises:
+      MissingInputError: there is no run folder, or no evaluation in it.
+      IntegrityError: a file of the run is damaged; the message names it.
+      OutputError: the report cannot be written.
+    """
+    run = read_run(Path(run_dir))
+    folder = Path(run_dir) / "report"
+    paths = ReportPaths(index_html=folder / "index.html", summary_json=folder / "summary.json")
+    files.write_json(paths.summary_json, summarise(run))
+    files.write_text(paths.index_html, render_page(run))
+    return paths
+
+
+def render_page(run: RunFiles) -> str:
+    """The whole page as HTML, with plotly.js, style and data inside it."""
+    from plotly.offline import get_plotlyjs  # 5 MB of text, read only when a page is made
+
+    sections = [section(run) for section in _SECTIONS]
+    figures = {identifier: figure for section in sections for identifier, figure in section.figures.items()}
+    return string.Template(_packaged("page.html")).substitute(
+        title=text(f"ReST: {run.name}"),
+        name=text(run.name),
+        style=_packaged("page.css"),
+        contents="".join(f'<li><a href="#{s.anchor}">{text(s.title)}</a></li>' for s in sections),
+        sections="".join(map(_section_html, sections)),
+        figures=script_json(figures),
+        plotly=get_plotlyjs(),
+        script=_packaged("page.js"),
+    )
+
+
+def _section_html(section: Section) -> str:
+    return (
+        f'<section id="{section.anchor}" aria-labelledby="{section.anchor}-title">'
+        f'<h2 id="{section.anchor}-title">{text(section.title)}</h2>{section.body}</section>'
+    )
+
+
+def _packaged(name: str) -> str:
+    return importlib.resources.files("rest_jax.report").joinpath(name).read_text(encoding="utf-8")

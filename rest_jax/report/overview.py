@@ -1,0 +1,100 @@
+"""The head of the page: what ran, what came of it, what is missing, and how long each phase took.
+
+Floor 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rest_jax.report import numbers
+from rest_jax.report.markup import Column, Section, details, facts, paragraph, table, text
+from rest_jax.report.run_files import RunFiles
+from rest_jax.report.summary import compare_with_baseline
+
+NOT_RECORDED = "not recorded"
+
+
+def overview_section(run: RunFiles) -> Section:
+    """Verdict, key figures and facts of the run."""
+    verdict = compare_with_baseline(run)
+    risen = verdict.disjoint and (verdict.gain or 0) > 0
+    body = [paragraph(verdict.sentence, "callout good" if risen else "callout"), _key_figures(run)]
+    if run.missing:
+        items = "".join(f"<li>{text(note)}</li>" for note in run.missing)
+        body.append(f'<div class="callout warn"><p>This report is partial.</p><ul>{items}</ul></div>')
+    body.append(facts(_what_ran(run)))
+    return Section("overview", "Overview", "".join(body))
+
+
+def run_section(run: RunFiles) -> Section:
+    """Wall time of each phase, and the configuration, folded."""
+    body = ""
+    seconds = run.seconds_by_phase
+    if seconds:
+        total = sum(seconds.values()) or 1.0
+        rows = [
+            [text(phase), text(numbers.duration(spent)), _share_bar(spent / total)] for phase, spent in seconds.items()
+        ]
+        columns = (Column("Phase", numeric=False), Column("Wall time"), Column("Share", numeric=False))
+        body += paragraph(
+            "Wall time of each phase over the whole run, from the ledger; a phase that was interrupted and begun again "
+            "counts with its finished attempt."
+        )
+        body += table(columns, rows, "Wall time by phase")
+    else:
+        body += paragraph("No wall times are recorded.")
+    if run.config:
+        body += details("Operative configuration (config.gin)", f"<pre>{text(run.config)}</pre>")
+    return Section("run", "How it ran", body)
+
+
+def _key_figures(run: RunFiles) -> str:
+    """Reward, chrF and BLEU of the last step, large, with the difference to BC."""
+    cards = []
+    for key, name, digits in (("reward", "Reward", 3), ("chrf", "chrF", 1), ("bleu", "BLEU", 1)):
+        last, before = run.last.get(key), (run.baseline or {}).get(key)
+        if not last:
+            continue
+        change = ""
+        if before and run.last is not run.baseline:
+            change = f"{last['mean'] - before['mean']:+.{digits}f} to BC’s {numbers.number(before['mean'], digits)}"
+            change = change.replace("-", "\u2212")
+        cards.append(
+            f'<div><span class="name">{name} of {text(run.last["name"])}</span>'
+            f'<span class="value">{numbers.number(last["mean"], digits)}</span>'
+            f'<span class="change">{text(change or numbers.interval(last, digits))}</span></div>'
+        )
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _what_ran(run: RunFiles) -> list[tuple[str, str]]:
+    found = run.facts
+    languages = found.get("source_language"), found.get("target_language")
+    seconds = run.seconds_by_phase
+    return [
+        ("Task", _plain(found.get("task"))),
+        ("Languages", " → ".join(map(str, languages)) if all(languages) else NOT_RECORDED),
+        ("Seed", _plain(found.get("seed"))),
+        ("Devices", _plain(found.get("devices"))),
+        ("Mesh", _plain(found.get("mesh"))),
+        ("Wall time", numbers.duration(sum(seconds.values())) if seconds else NOT_RECORDED),
+        ("Versions", _plain(found.get("versions"))),
+    ]
+
+
+def _plain(value: Any) -> str:
+    if value is None or value == {} or value == []:
+        return NOT_RECORDED
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {inner}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)
+
+
+def _share_bar(share: float) -> str:
+    return (
+        f'<span class="bar"><span style="width:{100 * share:.1f}%"></span></span>{text(numbers.percent(share, 0))}'
+    )
