@@ -15,6 +15,15 @@ from rest_jax.errors import ConfigError
 ACTIVATIONS = ("gelu", "linear", "relu", "silu")
 DTYPES = ("float32", "bfloat16")
 REMAT_MODES = ("none", "full")
+_SIZES = (
+    "vocab_size",
+    "emb_dim",
+    "num_heads",
+    "head_dim",
+    "mlp_dim",
+    "num_encoder_layers",
+    "num_decoder_layers",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,9 +73,7 @@ class T5Config:
     def __post_init__(self) -> None:
         # gin and JSON hand over lists; a tuple keeps the record hashable, which jit needs.
         object.__setattr__(self, "mlp_activations", tuple(self.mlp_activations))
-        for name in (
-            "vocab_size", "emb_dim", "num_heads", "head_dim", "mlp_dim", "num_encoder_layers", "num_decoder_layers"
-        ):
+        for name in _SIZES:
             if getattr(self, name) < 1:
                 self._reject(name, "give a whole number of at least 1")
         if not self.mlp_activations or any(a not in ACTIVATIONS for a in self.mlp_activations):
@@ -85,7 +92,9 @@ class T5Config:
 
     def _reject(self, name: str, remedy: str) -> None:
         raise ConfigError(
-            f"{name} is {getattr(self, name)!r}", where=f"T5Config.{name}", remedy=remedy[0].upper() + remedy[1:]
+            f"{name} is {getattr(self, name)!r}",
+            where=f"T5Config.{name}",
+            remedy=remedy[0].upper() + remedy[1:],
         )
 
     @property

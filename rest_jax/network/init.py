@@ -47,7 +47,9 @@ def abstract_params(config: T5Config) -> dict[str, Any]:
     return jax.eval_shape(functools.partial(_boxed, Transformer(config)), jax.random.key(0))
 
 
-def init_reward_params(config: T5Config, key: jax.Array, policy_params: Params | None = None) -> dict[str, Any]:
+def init_reward_params(
+    config: T5Config, key: jax.Array, policy_params: Params | None = None
+) -> dict[str, Any]:
     """Parameters of `RewardModel(config)`.
 
     Args:

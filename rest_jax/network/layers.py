@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import flax.linen as nn
 import jax
@@ -33,6 +34,13 @@ _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def declare(
+    module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: tuple[str, ...]
+) -> jax.Array:
+    """Declares a float32 parameter whose axes have logical names."""
+    return cast(jax.Array, module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32))
+
+
 def constrain(x: jax.Array, *axes: str) -> jax.Array:
     """Lays an activation on the mesh by its logical axes; does nothing where no mesh is set."""
     return nn.with_logical_constraint(x, axes)
@@ -50,8 +58,8 @@ class Embed(nn.Module):
 
     def setup(self) -> None:
         """Declares the table."""
-        init = nn.with_logical_partitioning(embedding_init, ("vocab", "embed"))
-        self.embedding = self.param("embedding", init, (self.config.vocab_size, self.config.emb_dim), jnp.float32)
+        shape = (self.config.vocab_size, self.config.emb_dim)
+        self.embedding = declare(self, "embedding", embedding_init, shape, ("vocab", "embed"))
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Vectors of tokens: int32 [...] to [..., E] in the type of the activations."""
@@ -81,8 +89,7 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in] to [..., out]."""
-        init = nn.with_logical_partitioning(self.kernel_init, self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        kernel = declare(self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.axes)
         return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
 
 
@@ -94,8 +101,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., E] to [..., E]."""
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        scale = declare(self, "scale", nn.initializers.ones, (x.shape[-1],), ("embed",))
         x = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x), axis=-1, keepdims=True)
         return (x * jax.lax.rsqrt(mean_square + NORM_EPSILON)).astype(self.dtype) * scale.astype(self.dtype)

@@ -130,9 +130,9 @@ def _check_divides(path: Any, leaf: Any, sharding: NamedSharding) -> None:
             continue
         ways = math.prod(sharding.mesh.shape[a] for a in ([axis] if isinstance(axis, str) else axis))
         if size % ways:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise ConfigError(
-                f"parameter {jax.tree_util.keystr(path, simple=True, separator='/')} of shape {np.shape(leaf)} "
-                f"cannot be split {ways} ways",
+                f"parameter {name} of shape {np.shape(leaf)} cannot be split {ways} ways",
                 where=f"MeshConfig.{axis}",
                 remedy=f"Choose a size that is a multiple of {ways}, or fewer ways",
             )

@@ -35,7 +35,8 @@ class EncoderLayer(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, bias: jax.Array, deterministic: bool) -> jax.Array:
         """[B, L, E] to [B, L, E]; mask [B, 1, 1 or L, L], bias [H, L, L]."""
         normed = self.pre_attention_layer_norm(x)
-        x = x + self.drop(self.attention(normed, normed, mask, bias, deterministic), deterministic=deterministic)
+        attended = self.attention(normed, normed, mask, bias, deterministic)
+        x = x + self.drop(attended, deterministic=deterministic)
         x = x + self.drop(self.mlp(self.pre_mlp_layer_norm(x), deterministic), deterministic=deterministic)
         return constrain(x, "batch", "length", "embed")
 
@@ -166,7 +167,7 @@ class Decoder(nn.Module):
     def step(
         self, embedded_SxNxE: jax.Array, position: jax.Array, cache: DecodeCache, source: EncodedSource
     ) -> tuple[jax.Array, DecodeCache]:
-        """One position of S x N sequences: hidden states [S, N, E] and the cache with the position written."""
+        """One position of S x N sequences: hidden states [S, N, E], and the cache with it written."""
         x = embedded_SxNxE
         bias_HxT = self.relpos_bias.of_position(position, cache.keys[0].shape[3])
         keys, values = [], []
@@ -183,7 +184,7 @@ class Decoder(nn.Module):
 
 
 def _same_segment(queries_BxQ: jax.Array, keys_BxK: jax.Array) -> jax.Array:
-    return (queries_BxQ[:, None, :, None] == keys_BxK[:, None, None, :])
+    return queries_BxQ[:, None, :, None] == keys_BxK[:, None, None, :]
 
 
 class EncoderDecoder(nn.Module):
@@ -237,14 +238,14 @@ class EncoderDecoder(nn.Module):
         Raises:
           ValueError: segment ids for one side only.
         """
-        if (encoder_segment_ids is None) != (decoder_segment_ids is None):
-            raise ValueError("segment ids are given for one side only; packed rows need both")
         length = decoder_input_tokens_BxT.shape[1]
         mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
         cross_mask = (encoder_input_tokens_BxL != PAD_ID)[:, None, None, :]
-        if decoder_segment_ids is not None:
+        if decoder_segment_ids is not None and encoder_segment_ids is not None:
             mask = mask & _same_segment(decoder_segment_ids, decoder_segment_ids)
             cross_mask = cross_mask & _same_segment(decoder_segment_ids, encoder_segment_ids)
+        elif decoder_segment_ids is not None or encoder_segment_ids is not None:
+            raise ValueError("segment ids are given for one side only; packed rows need both")
         embedded = self.token_embedder(decoder_input_tokens_BxT)
         return self.decoder(embedded, encoded_BxLxE, mask, cross_mask, deterministic)
 
