@@ -1,0 +1,141 @@
+"""Losses of the policy: behaviour cloning, the loss that ReST does best with.
+
+Floor 1. Paper: arXiv:2308.08998, section 2, eq. (1). All of it in float32, whatever the logits' dtype.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from rest_jax import errors
+from rest_jax.types import LossSums
+
+Normalise = Literal["token", "sequence"]
+
+
+def token_log_probs(logits_BxTxV: jax.Array, targets_BxT: jax.Array) -> jax.Array:
+    """log softmax(logits)[target] at every position: float32 [B, T]."""
+    shifted_BxTxV, log_sum_BxT, _ = _log_sum(logits_BxTxV)
+    return _select(shifted_BxTxV, targets_BxT) - log_sum_BxT
+
+
+def behaviour_cloning(
+    logits_BxTxV: jax.Array,
+    targets_BxT: jax.Array,
+    weights_BxT: jax.Array,
+    normalise: Normalise = "token",
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    segment_ids: jax.Array | None = None,
+) -> LossSums:
+    """Negative log-likelihood of the targets, eq. (1) of arXiv:2308.08998.
+
+    The sum is the same for both normalisations: over all weighted tokens. What differs is the divisor:
+    "token" takes the sum of the weights (machine translation's usual mean), "sequence" the number of pairs,
+    so that the loss is the mean over pairs of the sum over a pair's tokens, exactly as eq. (1) is written.
+    A pair is a row, or with segment ids one segment of a row; pairs without a token of positive weight do not
+    count.
+
+    Label smoothing gives each wrong token label_smoothing / (V - 1) and subtracts the entropy of the smoothed
+    target, as T5X does: the loss is 0 when the policy is the smoothed target, and comparable over settings.
+
+    Args:
+      logits_BxTxV: of any float dtype.
+      targets_BxT: int.
+      weights_BxT: at least 0; positions of weight 0 add nothing, even where their logits are NaN.
+      normalise: "token" or "sequence".
+      label_smoothing: probability taken from the target token, in [0, 1).
+      z_loss: factor of (log of the softmax's normaliser)^2, which keeps logits from drifting (T5X: 1e-4).
+      segment_ids: int [B, T], numbers of the pairs packed into a row, from 1; only "sequence" reads them.
+
+    Returns:
+      LossSums with the metrics "nll" (per token, without smoothing and z-loss) and "accuracy" (argmax is the
+      target), and "z_loss" where there is one.
+
+    Raises:
+      ConfigError: a setting is out of its range.
+    """
+    _check(normalise, label_smoothing, z_loss)
+    weights_BxT = weights_BxT.astype(jnp.float32)
+    counted_BxT = weights_BxT > 0
+    # Cleared before the softmax, not after it: a NaN times a weight of zero is a NaN, in the gradient too.
+    logits_BxTxV = jnp.where(counted_BxT[..., None], logits_BxTxV, 0)
+    shifted_BxTxV, log_sum_BxT, peaks_BxT = _log_sum(logits_BxTxV)
+    nll_BxT = log_sum_BxT - _select(shifted_BxTxV, targets_BxT)
+
+    losses_BxT = nll_BxT
+    if label_smoothing:
+        losses_BxT = _smoothed(nll_BxT, shifted_BxTxV, log_sum_BxT, label_smoothing)
+    tokens = jnp.sum(weights_BxT)
+    hits_BxT = (jnp.argmax(logits_BxTxV, axis=-1) == targets_BxT).astype(jnp.float32)
+    metrics = {
+        "nll": (jnp.sum(weights_BxT * nll_BxT), tokens),
+        "accuracy": (jnp.sum(weights_BxT * hits_BxT), tokens),
+    }
+    if z_loss:
+        z_losses_BxT = z_loss * jnp.square(log_sum_BxT + peaks_BxT)
+        losses_BxT = losses_BxT + z_losses_BxT
+        metrics["z_loss"] = (jnp.sum(weights_BxT * z_losses_BxT), tokens)
+    weight = tokens if normalise == "token" else _count_pairs(counted_BxT, segment_ids)
+    return LossSums(loss=jnp.sum(weights_BxT * losses_BxT), weight=weight, metrics=metrics)
+
+
+def _log_sum(logits_BxTxV: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logits less their maximum, the log of the sum of those exponentials (at least 0), and the maximum.
+
+    The maximum is a constant to the gradient: what it takes from one of the two it adds to the other.
+    """
+    logits_BxTxV = logits_BxTxV.astype(jnp.float32)
+    peaks_BxT = jax.lax.stop_gradient(jnp.max(logits_BxTxV, axis=-1))
+    shifted_BxTxV = logits_BxTxV - peaks_BxT[..., None]
+    return shifted_BxTxV, jnp.log(jnp.sum(jnp.exp(shifted_BxTxV), axis=-1)), peaks_BxT
+
+
+def _select(scores_BxTxV: jax.Array, targets_BxT: jax.Array) -> jax.Array:
+    """scores[..., target]. A masked sum, since a gather's gradient is a scatter, and V may be sharded."""
+    vocabulary = jax.lax.broadcasted_iota(targets_BxT.dtype, scores_BxTxV.shape, scores_BxTxV.ndim - 1)
+    return jnp.sum(jnp.where(vocabulary == targets_BxT[..., None], scores_BxTxV, 0.0), axis=-1)
+
+
+def _smoothed(
+    nll_BxT: jax.Array, shifted_BxTxV: jax.Array, log_sum_BxT: jax.Array, smoothing: float
+) -> jax.Array:
+    """Cross entropy against the smoothed target, less that target's entropy."""
+    size = shifted_BxTxV.shape[-1]
+    kept, spread = 1.0 - smoothing, smoothing / (size - 1)
+    entropy = -(kept * math.log(kept) + smoothing * math.log(spread))
+    all_nll_BxT = size * log_sum_BxT - jnp.sum(shifted_BxTxV, axis=-1)
+    return (kept - spread) * nll_BxT + spread * all_nll_BxT - entropy
+
+
+def _count_pairs(counted_BxT: jax.Array, segment_ids_BxT: jax.Array | None) -> jax.Array:
+    """Pairs with at least one counted token, float32 []."""
+    if segment_ids_BxT is None:
+        return jnp.sum(jnp.any(counted_BxT, axis=-1).astype(jnp.float32))
+    # Sorted, each different number above 0 is a step up.
+    ids_BxT = jnp.sort(jnp.where(counted_BxT, segment_ids_BxT, 0), axis=-1)
+    steps = jnp.diff(ids_BxT, axis=-1, prepend=jnp.zeros_like(ids_BxT[:, :1])) > 0
+    return jnp.sum(steps.astype(jnp.float32))
+
+
+def _check(normalise: str, label_smoothing: float, z_loss: float) -> None:
+    if normalise not in ("token", "sequence"):
+        raise errors.ConfigError(
+            f"unknown normalisation {normalise!r}",
+            where="behaviour_cloning",
+            remedy='Use "token" or "sequence"',
+        )
+    if not 0.0 <= label_smoothing < 1.0:
+        raise errors.ConfigError(
+            f"label_smoothing is {label_smoothing}",
+            where="behaviour_cloning",
+            remedy="Give a value in [0, 1)",
+        )
+    if not 0.0 <= z_loss < math.inf:
+        raise errors.ConfigError(
+            f"z_loss is {z_loss}", where="behaviour_cloning", remedy="Give a factor of at least 0"
+        )
