@@ -19,7 +19,9 @@ from rest_jax.report.results import diagnostics_section, overlap_section, reward
 from rest_jax.report.reward_model import reward_model_section
 from rest_jax.report.run_files import RunFiles, read_run
 from rest_jax.report.samples import samples_section
-from rest_jax.report.summary import summarise
+from rest_jax.report.summary import steps_table, summarise
+
+__all__ = ["ReportPaths", "build_report", "render_page", "steps_table"]
 
 _SECTIONS = (
     overview_section,

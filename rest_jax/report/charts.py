@@ -14,6 +14,7 @@ from rest_jax.report.markup import Figure, text
 # Okabe and Ito's colours: told apart with any common colour blindness. Symbols and dashes say it once more.
 PALETTE = ("$blue", "$orange", "$green", "$pink", "$sky", "$amber")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
+REWARD_TICKS = ".2f"
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 
 
@@ -74,6 +75,13 @@ def error_bars(estimates: Sequence[Mapping[str, Any]], color: str) -> dict[str, 
         "type": "data", "symmetric": False, "array": above, "arrayminus": below,
         "color": color, "thickness": 1.6, "width": 5,
     }  # fmt: skip
+
+
+def span(estimates: Sequence[Mapping[str, Any]], margin: float = 0.12) -> list[float]:
+    """A range of an axis that holds all intervals, with some room on both sides."""
+    bounds = [bound for e in estimates for bound in (e.get("ci95") or (e["mean"], e["mean"]))]
+    room = margin * ((max(bounds) - min(bounds)) or 0.1)
+    return [min(bounds) - room, max(bounds) + room]
 
 
 def band(estimate: Mapping[str, Any], name: str, y_axis: str = "y") -> dict[str, Any]:

@@ -17,9 +17,8 @@ MOST_EXAMPLES = 12
 
 def examples_section(run: RunFiles) -> Section:
     """Texts to read before the numbers are believed."""
-    languages = run.facts.get("source_language"), run.facts.get("target_language")
-    body = [_evaluation_examples(run, *languages)]
-    body += [_grow_examples(summary, *languages) for summary in run.grows if summary.get("examples")]
+    body = [_evaluation_examples(run, *run.languages)]
+    body += [_grow_examples(summary, *run.languages) for summary in run.grows if summary.get("examples")]
     found = "".join(part for part in body if part)
     return Section("examples", "Examples", found or paragraph("No example texts are recorded yet."))
 
@@ -39,10 +38,16 @@ def _evaluation_examples(run: RunFiles, source_language: Any, target_language: A
             f'<article class="example">{_pair(example, source_language, target_language)}'
             f'<div class="sides">{sides}</div></article>'
         )
-    heading = "BC and the last step, side by side" if baseline is not None and baseline is not last else last["name"]
+    heading = (
+        "BC and the last step, side by side"
+        if baseline is not None and baseline is not last
+        else last["name"]
+    )
     return (
         f"<h3>{text(heading)}</h3>"
-        + paragraph("Greedy translations of evaluation sources with their rewards; their samples unfold below each.")
+        + paragraph(
+            "Greedy translations of evaluation sources with their rewards; their samples unfold below each."
+        )
         + "".join(shown)
     )
 
@@ -58,7 +63,10 @@ def _grow_examples(summary: Json, source_language: Any, target_language: Any) ->
             f'<article class="example">{_pair(example, source_language, target_language)}'
             f'<div class="sides">{sides}</div></article>'
         )
-    explanation = "What the reward likes best and least among the samples of one source: here reward hacking shows first."
+    explanation = (
+        "What the reward likes best and least among the samples of one source. Reward hacking shows here "
+        "first."
+    )
     return details(
         f"<h3>Grow {text(summary['grow'])}: best and worst samples of {len(shown)} sources</h3>",
         paragraph(explanation) + "".join(shown),
@@ -67,10 +75,12 @@ def _grow_examples(summary: Json, source_language: Any, target_language: Any) ->
 
 
 def _pair(example: Json, source_language: Any, target_language: Any) -> str:
-    return (
-        f'<dl class="pair"><dt>Source</dt><dd{_language(source_language)}>{text(example.get("source", ""))}</dd>'
-        f'<dt>Reference</dt><dd{_language(target_language)}>{text(example.get("reference", ""))}</dd></dl>'
+    sides = (("Source", "source", source_language), ("Reference", "reference", target_language))
+    terms = (
+        f"<dt>{term}</dt><dd{_language(code)}>{text(example.get(key) or '')}</dd>"
+        for term, key, code in sides
     )
+    return f'<dl class="pair">{"".join(terms)}</dl>'
 
 
 def _side(name: str, example: Json, language: Any) -> str:

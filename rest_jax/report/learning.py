@@ -16,8 +16,8 @@ MOST_POINTS = 600
 _EXPLANATIONS = {
     "policy": (
         "Policy pretraining",
-        "Loss of the supervised policy, nats a target token, lower is better: train and validation should fall together; "
-        "where validation turns up, the policy has begun to learn its data by heart.",
+        "Loss of the supervised policy, nats a target token, lower is better: train and validation should "
+        "fall together; where validation turns up, the policy has begun to learn its data by heart.",
     ),
     "reward": (
         "Reward model",
@@ -25,8 +25,8 @@ _EXPLANATIONS = {
     ),
     "improve-loss": (
         "Improve steps: loss",
-        "Each line is one fine-tuning on what passed the filter; lower is better, but lines of different steps see "
-        "different data.",
+        "Each line is one fine-tuning on what passed the filter; lower is better, but lines of different "
+        "steps see different data.",
     ),
     "improve-reward": (
         "Improve steps: reward on validation sources",
@@ -42,9 +42,10 @@ def learning_section(run: RunFiles) -> Section:
         drawn = _lines(run, key)
         if not drawn:
             continue
-        identifier = f"chart-{key}"
-        figures[identifier] = _curve_figure(drawn, "Mean reward" if key == "improve-reward" else "Loss")
-        body.append(chart(identifier, title, explanation, 340))
+        identifier = f"curve-{key}"
+        figures[identifier] = _curve_figure(drawn, is_reward=key == "improve-reward")
+        legend = 12 * max(0, len(drawn) - 6)  # a long legend takes rows, on a phone most of all
+        body.append(chart(identifier, title, explanation, 340 + legend))
     if not body:
         body.append(paragraph("No learning curves were logged."))
     if run.fits:
@@ -80,7 +81,7 @@ def _line_name(phase: str, metric: str, phases: int, metrics: int) -> str:
     return f"{where} {kind}" if metrics > 1 else where
 
 
-def _curve_figure(lines: list[tuple[str, Curve]], y_title: str) -> Figure:
+def _curve_figure(lines: list[tuple[str, Curve]], is_reward: bool) -> Figure:
     traces = []
     for index, (name, curve) in enumerate(lines):
         look, thinned = charts.style(index), thin(curve)
@@ -96,7 +97,11 @@ def _curve_figure(lines: list[tuple[str, Curve]], y_title: str) -> Figure:
                 "hovertemplate": f"{charts.label(name)}<br>step %{{x:,}}: %{{y:.4f}}<extra></extra>",
             }
         )
-    return charts.figure(traces, charts.layout("Training step", y_title, showlegend=len(traces) > 1))
+    y_title = "Mean reward" if is_reward else "Loss"
+    chart_layout = charts.layout("Training step", y_title, showlegend=len(traces) > 1)
+    if is_reward:
+        chart_layout["yaxis"] |= {"tickformat": charts.REWARD_TICKS}
+    return charts.figure(traces, chart_layout)
 
 
 def thin(curve: Curve, most: int = MOST_POINTS) -> Curve:

@@ -100,7 +100,7 @@ def chart(identifier: str, title: str, explanation: str, height: int = 340) -> s
     The height is set before the chart is drawn, so that the page does not jump.
     """
     return (
-        f'<figure><figcaption><strong>{text(title)}</strong> {text(explanation)}</figcaption>'
+        f"<figure><figcaption><strong>{text(title)}</strong> {text(explanation)}</figcaption>"
         f'<div class="chart" id="{text(identifier)}" style="height:{height}px" role="img" '
         f'aria-label="{text(title)} {text(explanation)}"></div></figure>'
     )

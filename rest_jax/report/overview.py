@@ -35,12 +35,12 @@ def run_section(run: RunFiles) -> Section:
     if seconds:
         total = sum(seconds.values()) or 1.0
         rows = [
-            [text(phase), text(numbers.duration(spent)), _share_bar(spent / total)] for phase, spent in seconds.items()
+            [text(phase), text(numbers.duration(spent)), _share_bar(spent / total)]
+            for phase, spent in seconds.items()
         ]
         columns = (Column("Phase", numeric=False), Column("Wall time"), Column("Share", numeric=False))
         body += paragraph(
-            "Wall time of each phase over the whole run, from the ledger; a phase that was interrupted and begun again "
-            "counts with its finished attempt."
+            "Wall time of each phase, summed over its finished steps, as the ledger of the run has it."
         )
         body += table(columns, rows, "Wall time by phase")
     else:
@@ -59,8 +59,8 @@ def _key_figures(run: RunFiles) -> str:
             continue
         change = ""
         if before and run.last is not run.baseline:
-            change = f"{last['mean'] - before['mean']:+.{digits}f} to BC’s {numbers.number(before['mean'], digits)}"
-            change = change.replace("-", "\u2212")
+            gain = f"{last['mean'] - before['mean']:+.{digits}f}".replace("-", "\u2212")
+            change = f"{gain} to BC’s {numbers.number(before['mean'], digits)}"
         cards.append(
             f'<div><span class="name">{name} of {text(run.last["name"])}</span>'
             f'<span class="value">{numbers.number(last["mean"], digits)}</span>'
@@ -70,31 +70,23 @@ def _key_figures(run: RunFiles) -> str:
 
 
 def _what_ran(run: RunFiles) -> list[tuple[str, str]]:
-    found = run.facts
-    languages = found.get("source_language"), found.get("target_language")
     seconds = run.seconds_by_phase
+    languages = [code for code in run.languages if code]
     return [
-        ("Task", _plain(found.get("task"))),
-        ("Languages", " → ".join(map(str, languages)) if all(languages) else NOT_RECORDED),
-        ("Seed", _plain(found.get("seed"))),
-        ("Devices", _plain(found.get("devices"))),
-        ("Mesh", _plain(found.get("mesh"))),
+        ("Corpus", str(run.corpus.get("__class__") or NOT_RECORDED)),
+        ("Languages", " → ".join(languages) or NOT_RECORDED),
+        ("Pairs", _listed({split: numbers.count(pairs) for split, pairs in run.pairs.items()})),
+        ("Seed", NOT_RECORDED if run.seed is None else str(run.seed)),
+        ("Versions and device", _listed(run.versions)),
+        ("Mesh", _listed(run.mesh)),
         ("Wall time", numbers.duration(sum(seconds.values())) if seconds else NOT_RECORDED),
-        ("Versions", _plain(found.get("versions"))),
     ]
 
 
-def _plain(value: Any) -> str:
-    if value is None or value == {} or value == []:
-        return NOT_RECORDED
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {inner}" for key, inner in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(str, value))
-    return str(value)
+def _listed(pairs: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in pairs.items()) or NOT_RECORDED
 
 
 def _share_bar(share: float) -> str:
-    return (
-        f'<span class="bar"><span style="width:{100 * share:.1f}%"></span></span>{text(numbers.percent(share, 0))}'
-    )
+    bar = f'<span class="bar"><span style="width:{100 * share:.1f}%"></span></span>'
+    return bar + text(numbers.percent(share, 0))

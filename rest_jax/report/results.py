@@ -22,16 +22,20 @@ from rest_jax.report.markup import (
     text,
 )
 from rest_jax.report.run_files import Json, RunFiles
-from rest_jax.report.summary import below_interval, parting_sentence, partings, threshold_text
+from rest_jax.report.summary import below_interval, divergence_sentence, divergences, threshold_text
 
 _STEP_COLUMNS = (
     Column("Step", numeric=False),
-    Column("τ", meaning="Only samples with a reward strictly above τ are trained on; q is the quantile it comes from"),
-    Column("Kept", meaning="Training pairs that passed the filter"),
     Column("Reward ↑", meaning="Mean reward of samples; higher is better"),
     Column("Greedy reward ↑", meaning="Mean reward of the greedy translation; higher is better"),
     Column("BLEU ↑", meaning="Greedy translations against references, 0 to 100; higher is better"),
     Column("chrF ↑", meaning="Greedy translations against references, 0 to 100; higher is better"),
+    Column(
+        "τ",
+        meaning="Only samples with a reward strictly above τ are trained on; q is the quantile it comes from",
+    ),
+    Column("Samples", meaning="Drawn in the Grow step"),
+    Column("Kept", meaning="Training pairs that passed the filter"),
 )
 _DIAGNOSTICS = (
     ("length_ratio", "Length ratio", "Output length over reference length; 1 is best", False),
@@ -46,37 +50,31 @@ _DIAGNOSTICS = (
 
 def steps_section(run: RunFiles) -> Section:
     """The table of steps, with the signatures that make its numbers comparable."""
-    parted = {parting.step: parting.metrics for parting in partings(run)}
+    diverged = {divergence.step: divergence.metrics for divergence in divergences(run)}
     rows = []
     for evaluation in run.evaluations:
-        fallen = parted.get(evaluation["name"], ())
+        fallen = diverged.get(evaluation["name"], ())
         rows.append(
             [
                 text(evaluation["name"]),
-                text(threshold_text(evaluation)),
-                text(_kept(evaluation)),
                 estimate_cell(evaluation["reward"]),
                 estimate_cell(evaluation.get("reward_greedy")),
                 *(_flagged(estimate_cell(evaluation.get(key), 1), key in fallen) for key in ("bleu", "chrf")),
+                text(threshold_text(evaluation)),
+                text(numbers.count(evaluation.get("samples"))),
+                text(numbers.count(evaluation.get("kept"))),
             ]
         )
     explanation = (
-        "One row a policy. BC G=0 I=0 is the supervised policy that ReST starts from; G counts Grow steps (new samples "
-        "drawn), I the Improve steps after each (fine-tuning on samples with a reward above τ). Small figures are "
-        "bootstrap 95 % intervals; higher is better in every column marked ↑. "
+        "One row a policy. BC G=0 I=0 is the supervised policy that ReST starts from; G counts Grow steps "
+        "(new samples drawn), I the Improve steps after each (fine-tuning on samples with a reward above "
+        "τ). Small figures are bootstrap 95 % intervals; higher is better in every column marked ↑. "
         f"{_evaluation_size(run.last)}"
     )
-    if parted:
+    if diverged:
         explanation += " ▼ marks BLEU or chrF below BC's interval where the reward is above BC's."
     body = paragraph(explanation) + table(_STEP_COLUMNS, rows, "Steps of the run with 95 % intervals")
     return Section("steps", "Steps", body + _signatures(run.last))
-
-
-def _kept(evaluation: Json) -> str:
-    kept, samples = evaluation.get("kept"), evaluation.get("samples")
-    if kept is None:
-        return numbers.ABSENT
-    return f"{numbers.count(kept)} of {numbers.count(samples)}" if samples is not None else numbers.count(kept)
 
 
 def _flagged(cell: str, is_flagged: bool) -> str:
@@ -89,8 +87,8 @@ def _evaluation_size(evaluation: Json) -> str:
         return ""
     sampled = f", {numbers.count(drawn)} samples each for the reward" if drawn else ""
     return (
-        f"Measured on {numbers.count(sources)} sources of the {evaluation.get('split') or 'evaluation'} split"
-        f"{sampled}; BLEU and chrF are of greedy translations."
+        f"Measured on {numbers.count(sources)} sources of the {evaluation.get('split') or 'evaluation'} "
+        f"split{sampled}; BLEU and chrF are of greedy translations."
     )
 
 
@@ -100,13 +98,19 @@ def _signatures(evaluation: Json) -> str:
         ("BLEU of samples", "bleu_samples"), ("chrF of samples", "chrf_samples"),
     )  # fmt: skip
     pairs = [
-        (name, f"{numbers.estimate(evaluation[key], 3 if 'reward' in key else 1)} · {evaluation[key]['signature']}")
+        (
+            name,
+            f"{numbers.estimate(evaluation[key], 3 if 'reward' in key else 1)} · "
+            f"{evaluation[key]['signature']}",
+        )
         for name, key in names
         if evaluation.get(key) and evaluation[key].get("signature")
     ]
     if not pairs:
         return ""
-    return details(f"Signatures of the metrics, and further metrics of {text(evaluation['name'])}", facts(pairs))
+    return details(
+        f"Signatures of the metrics, and further metrics of {text(evaluation['name'])}", facts(pairs)
+    )
 
 
 def reward_section(run: RunFiles) -> Section:
@@ -114,8 +118,9 @@ def reward_section(run: RunFiles) -> Section:
     improved = [e for e in run.evaluations if e["grow"] > 0]
     title = "Mean reward of samples by Improve step"
     explanation = (
-        "Each point is one fine-tuned policy, bars are 95 % intervals; the dashed line with its band is the supervised "
-        "policy. Higher is better; a bar clear of the band is a gain beyond the noise of evaluation."
+        "Each point is one fine-tuned policy, bars are 95 % intervals; the dashed line with its band is "
+        "the supervised policy. Higher is better; a bar clear of the band is a gain beyond the noise of "
+        "evaluation."
     )
     if not improved:
         return Section("reward", "Reward by step", paragraph("No Improve step is evaluated yet."))
@@ -149,6 +154,8 @@ def _reward_figure(baseline: Json | None, improved: list[Json]) -> Figure:
         )
     order = [f"I={i}" for i in sorted({e["improve"] for e in improved})]
     chart_layout = charts.layout("Improve step", "Mean reward", scattermode="group", scattergap=0.7)
+    shown = [e["reward"] for e in improved] + ([baseline["reward"]] if baseline is not None else [])
+    chart_layout["yaxis"] |= {"tickformat": charts.REWARD_TICKS, "range": charts.span(shown)}
     chart_layout["xaxis"] |= {"categoryorder": "array", "categoryarray": order, "type": "category"}
     if baseline is not None:
         chart_layout |= charts.band(baseline["reward"], f"BC {numbers.number(baseline['reward']['mean'])}")
@@ -158,21 +165,29 @@ def _reward_figure(baseline: Json | None, improved: list[Json]) -> Figure:
 def overlap_section(run: RunFiles) -> Section:
     """BLEU and chrF under the reward, step by step: the check for over-optimisation."""
     shown = [("reward", "Reward")] + [
-        (key, name) for key, name in (("chrf", "chrF"), ("bleu", "BLEU")) if any(e.get(key) for e in run.evaluations)
+        (key, name)
+        for key, name in (("chrf", "chrF"), ("bleu", "BLEU"))
+        if any(e.get(key) for e in run.evaluations)
     ]
-    sentence = paragraph(parting_sentence(run), "callout warn" if partings(run) else "callout")
+    sentence = paragraph(divergence_sentence(run), "callout warn" if divergences(run) else "callout")
     if len(run.evaluations) < 2 or len(shown) < 2:
         return Section("overlap", "Reward against overlap", sentence)
     explanation = (
-        "All three are better when higher. A policy that learns to please the reward model instead of translating "
-        "better goes on rising in the first panel and falls in the others: open markers lie below BC's 95 % band."
+        "All three are better when higher. A policy that learns to please the reward model instead of "
+        "translating better goes on rising in the first panel and falls in the others: open markers lie "
+        "below BC's 95 % band."
     )
     body = sentence + chart("chart-overlap", "Reward, chrF and BLEU over the whole run", explanation, 560)
     return Section("overlap", "Reward against overlap", body, {"chart-overlap": _overlap_figure(run, shown)})
 
 
 def _overlap_figure(run: RunFiles, shown: list[tuple[str, str]]) -> Figure:
-    chart_layout: dict[str, Any] = {**charts.base_layout(), "showlegend": False, "shapes": [], "annotations": []}
+    chart_layout: dict[str, Any] = {
+        **charts.base_layout(),
+        "showlegend": False,
+        "shapes": [],
+        "annotations": [],
+    }
     gap = 0.06
     height = (1 - gap * (len(shown) - 1)) / len(shown)
     traces = []
@@ -181,8 +196,14 @@ def _overlap_figure(run: RunFiles, shown: list[tuple[str, str]]) -> Figure:
         top = 1 - index * (height + gap)
         is_lowest = index == len(shown) - 1
         chart_layout[f"yaxis{suffix}"] = charts.axis(name, domain=[max(0.0, top - height), top], nticks=5)
+        if key == "reward":
+            chart_layout[f"yaxis{suffix}"]["tickformat"] = charts.REWARD_TICKS
         chart_layout[f"xaxis{suffix}"] = charts.axis(
-            "Step" if is_lowest else "", anchor=f"y{suffix}", type="category", showgrid=False, showticklabels=is_lowest
+            "Step" if is_lowest else "",
+            anchor=f"y{suffix}",
+            type="category",
+            showgrid=False,
+            showticklabels=is_lowest,
         )
         if index:
             chart_layout[f"xaxis{suffix}"]["matches"] = "x"
@@ -242,8 +263,10 @@ def diagnostics_section(run: RunFiles) -> Section:
         ]
         rows.append([text(evaluation["name"]), *map(text, cells)])
     explanation = (
-        "Faults that a reward model may overlook. The length ratio is best near 1; copies, empty, truncated and "
-        "repetitive outputs are better when fewer (↓); a fall of distinct-1 and distinct-2 means that the policy has "
-        "narrowed to fewer wordings (↑ is more varied)."
+        "Faults that a reward model may overlook. The length ratio is best near 1; copies, empty, "
+        "truncated and repetitive outputs are better when fewer (↓); a fall of distinct-1 and distinct-2 "
+        "means that the policy has narrowed to fewer wordings (↑ is more varied)."
     )
-    return Section("diagnostics", "Diagnostics", paragraph(explanation) + table(columns, rows, "Diagnostics by step"))
+    return Section(
+        "diagnostics", "Diagnostics", paragraph(explanation) + table(columns, rows, "Diagnostics by step")
+    )

@@ -11,12 +11,16 @@ from rest_jax.report import charts, numbers
 from rest_jax.report.markup import Column, Figure, Section, chart, facts, paragraph, table, text
 from rest_jax.report.run_files import Json, RunFiles
 
+NOT_VALIDATED = (
+    "There is no validation of a reward model: it is not trained yet, or the reward is a fixed metric."
+)
 CORRUPTION_AIM = 0.9  # share of corrupted translations that should be ranked below their original
 _MEANINGS = {
     "permuted": "words in another order",
     "repeated": "a part said again and again",
     "truncated": "the end left out",
     "copied": "the source instead of a translation",
+    "copied_source": "the source instead of a translation",
     "empty": "nothing at all",
 }
 
@@ -25,9 +29,9 @@ def reward_model_section(run: RunFiles) -> Section:
     """Rater, correlations, scatter and corruption table."""
     validation = run.validation
     if validation is None:
-        return Section("reward-model", "Reward model", paragraph("The reward model has not been validated yet."))
+        return Section("reward-model", "Reward model", paragraph(NOT_VALIDATED))
     rater = str(validation.get("rater") or "not recorded")
-    body = [paragraph(f"Rater: {rater}.{_what_the_rater_means(rater)}", "callout"), facts(_correlations(validation))]
+    body = [paragraph(_who_rated(rater), "callout"), facts(_correlations(validation))]
     figures: dict[str, Figure] = {}
     if validation.get("scatter"):
         figures["chart-scatter"] = _scatter_figure(validation)
@@ -35,8 +39,8 @@ def reward_model_section(run: RunFiles) -> Section:
             chart(
                 "chart-scatter",
                 "Reward against the rater's score",
-                "Each point is a translation of a held-out source; a good reward model puts them in a rising band, and its "
-                "rank correlation (Spearman, 1 is best, 0 is chance) is high.",
+                "Each point is a translation of a held-out source; a good reward model puts them in a "
+                "rising band, and its rank correlation (Spearman, 1 is best, 0 is chance) is high.",
                 380,
             )
         )
@@ -45,12 +49,12 @@ def reward_model_section(run: RunFiles) -> Section:
     return Section("reward-model", "Reward model", "".join(body), figures)
 
 
-def _what_the_rater_means(rater: str) -> str:
+def _who_rated(rater: str) -> str:
     if not rater.startswith("automatic"):
-        return ""
+        return f"The rater: {rater}."
     return (
-        " No human judged these translations: the reward model learned to predict an automatic score without seeing the "
-        "reference, so it can be no better a judge than that score is."
+        f"The rater was {rater}. No human judged these translations: the reward model learned to predict an "
+        "automatic score without seeing the reference, so it can be no better a judge than that score is."
     )
 
 
@@ -85,18 +89,21 @@ def _corruptions(validation: Json) -> str:
             cell += f'<span class="interval">[{100 * low:.1f}, {100 * high:.1f}]</span>'
         if share is not None and share < CORRUPTION_AIM:
             cell = f'<span class="flag" title="Below the aim">▼</span> {cell}'
-        rows.append([text(kind), text(_MEANINGS.get(kind, "")), cell, text(numbers.count(count))])
+        rows.append([text(kind), cell, text(numbers.count(count)), text(_MEANINGS.get(kind, ""))])
     columns = (
         Column("Corruption", numeric=False),
-        Column("What it does", numeric=False),
         Column("Ranked below its original ↑"),
-        Column("n", meaning="Pairs compared"),
+        Column("Pairs compared"),
+        Column("What it does", numeric=False),
     )
     explanation = (
-        "The test of broken translations: how often the reward model gives a corrupted translation less than the one it "
-        f"was made from. Higher is better, 100 % is perfect, 50 % is chance; ▼ marks less than {CORRUPTION_AIM:.0%}."
+        "The test of broken translations: how often the reward model gives a corrupted translation less "
+        "than the one it was made from. Higher is better, 100 % is perfect, 50 % is chance; ▼ marks less "
+        f"than {CORRUPTION_AIM:.0%}."
     )
-    return paragraph(explanation) + table(columns, rows, "Corrupted translations ranked below their originals")
+    return paragraph(explanation) + table(
+        columns, rows, "Corrupted translations ranked below their originals"
+    )
 
 
 def _scatter_figure(validation: Json) -> Figure:

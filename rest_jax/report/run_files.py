@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from rest_jax import errors, files
+from rest_jax.training import logbook
 
 Json = dict[str, Any]
 _IMPROVE_NAME = re.compile(r"g(\d+)_i(\d+)$")
+_MESH_BINDING = re.compile(r"^MeshConfig\.(\w+) = (.+)$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,9 @@ class RunFiles:
       curves: phase -> metric -> curve, from metrics.jsonl and, where that has no such metric, fit.json.
       fits: policy/*/fit.json and reward/model/fit.json by phase ("policy/bc").
       ledger: lines of ledger.jsonl, in order.
+      corpus: settings of the corpus with "__class__", from the identity of the data folder, or {}.
+      seed: of the run, or None.
+      mesh: its axes from config.gin, or {}; -1 stands for "what is left".
       config: text of config.gin, or "".
       missing: sentences that say what is not there and which phase writes it.
     """
@@ -50,6 +55,9 @@ class RunFiles:
     curves: dict[str, dict[str, Curve]]
     fits: dict[str, Json]
     ledger: list[Json]
+    corpus: Json
+    seed: int | None
+    mesh: dict[str, str]
     config: str
     missing: list[str]
 
@@ -64,9 +72,24 @@ class RunFiles:
         return self.evaluations[-1]
 
     @property
-    def facts(self) -> Json:
-        """The facts of all ledger lines in one mapping; a later line wins."""
-        return {key: value for line in self.ledger for key, value in (line.get("facts") or {}).items()}
+    def versions(self) -> Json:
+        """Versions and device as the last sealed step recorded them."""
+        return next((v for v in (_facts(line).get("versions") for line in reversed(self.ledger)) if v), {})
+
+    @property
+    def languages(self) -> tuple[str | None, str | None]:
+        """Codes of the source and the target language, None where they are not recorded."""
+        return self.corpus.get("source_language"), self.corpus.get("target_language")
+
+    @property
+    def pairs(self) -> dict[str, int]:
+        """Sentence pairs of each split, from the ledger's line of the data."""
+        return {
+            split: found["pairs"]
+            for line in self.ledger
+            for split, found in _facts(line).items()
+            if isinstance(found, dict) and "pairs" in found
+        }
 
     @property
     def seconds_by_phase(self) -> dict[str, float]:
@@ -86,21 +109,27 @@ def read_run(run_dir: Path) -> RunFiles:
       IntegrityError: a file is not JSON or lacks what every report needs.
     """
     run_dir = Path(run_dir)
-    evaluations = _read_evaluations(run_dir)
-    grows = [_finite(files.read_json(path)) for path in run_dir.glob("grow/*/summary.json")]
-    grows.sort(key=lambda summary: summary["grow"])
     validation_path = run_dir / "reward/model/validation.json"
-    validation = _finite(files.read_json(validation_path)) if validation_path.exists() else None
-    fits = {
-        path.parent.relative_to(run_dir).as_posix(): _finite(files.read_json(path))
-        for path in sorted([*run_dir.glob("policy/*/fit.json"), *run_dir.glob("reward/*/fit.json")])
-    }
-    curves = _curves(_read_lines(run_dir / "metrics.jsonl"), fits)
-    ledger = _read_lines(run_dir / "ledger.jsonl")
     config_path = run_dir / "config.gin"
     config = config_path.read_text(encoding="utf-8") if config_path.exists() else ""
+    fits = {
+        path.parent.relative_to(run_dir).as_posix(): _read(path)
+        for path in sorted([*run_dir.glob("policy/*/fit.json"), *run_dir.glob("reward/*/fit.json")])
+    }
+    identities = [_read(path) for path in sorted(run_dir.glob(f"*/{files.IDENTITY_NAME}"))]
     run = RunFiles(
-        run_dir.resolve().name, evaluations, grows, validation, curves, fits, ledger, config, missing=[]
+        name=run_dir.resolve().name,
+        evaluations=_read_evaluations(run_dir),
+        grows=_read_grows(run_dir),
+        validation=_read(validation_path) if validation_path.exists() else None,
+        curves=_curves(logbook.read_metrics(run_dir), fits),
+        fits=fits,
+        ledger=_read_ledger(run_dir / "ledger.jsonl"),
+        corpus=next((i["corpus"] for i in identities if isinstance(i.get("corpus"), dict)), {}),
+        seed=next((i["seed"] for i in identities if "seed" in i), None),
+        mesh=dict(_MESH_BINDING.findall(config)),
+        config=config,
+        missing=[],
     )
     return dataclasses.replace(run, missing=_missing(run_dir, run))
 
@@ -114,9 +143,10 @@ def improve_of(name: str) -> tuple[int, int] | None:
 def _read_evaluations(run_dir: Path) -> list[Json]:
     if not run_dir.is_dir():
         raise errors.MissingInputError(f"no run folder {run_dir}", remedy="Name the MODEL_DIR of a run")
+    paths = [*run_dir.glob("eval/*.json"), *run_dir.glob("eval/*/result.json")]
     evaluations = []
-    for path in sorted(run_dir.glob("eval/*.json")):
-        evaluation = _finite(files.read_json(path))
+    for path in sorted(paths):
+        evaluation = _read(path)
         wanting = [key for key in ("name", "grow", "improve", "reward") if evaluation.get(key) is None]
         if wanting:
             raise errors.IntegrityError(
@@ -130,24 +160,34 @@ def _read_evaluations(run_dir: Path) -> list[Json]:
     return sorted(evaluations, key=lambda e: (e["grow"], e["improve"], e["name"]))
 
 
-def _read_lines(path: Path) -> list[Json]:
-    """Objects of a JSON-lines file; a last line torn by a kill is left out."""
+def _read_grows(run_dir: Path) -> list[Json]:
+    """Summaries by Grow step, wherever below the Grow's folder they lie."""
+    found = (_read(path) for path in sorted(run_dir.glob("grow/**/summary.json")))
+    by_grow = {int(summary["grow"]): summary for summary in found}
+    return [by_grow[grow] for grow in sorted(by_grow)]
+
+
+def _read_ledger(path: Path) -> list[Json]:
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            found.append(_finite(json.loads(line)))
-        except ValueError as error:
-            if number == len(lines):
-                break
-            raise errors.IntegrityError(
-                f"line {number} of {path} is not JSON: {error}", remedy="Delete that line"
-            ) from error
-    return found
+    try:
+        return [
+            _finite(json.loads(line))
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.strip()
+        ]
+    except ValueError as error:
+        raise errors.IntegrityError(
+            f"{path} has a line that is not JSON: {error}", remedy="Delete that line"
+        ) from error
+
+
+def _facts(line: Mapping[str, Any]) -> Json:
+    return line.get("facts") or {}
+
+
+def _read(path: Path) -> Any:
+    return _finite(files.read_json(path))
 
 
 def _finite(value: Any) -> Any:
@@ -164,8 +204,7 @@ def _curves(lines: Iterable[Json], fits: Mapping[str, Json]) -> dict[str, dict[s
 
     def add(phase: str, step: int, metrics: Mapping[str, Any]) -> None:
         for metric, value in metrics.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                # A step that a resumed run made again replaces its first trace.
+            if isinstance(value, int | float) and math.isfinite(value):
                 points.setdefault(phase, {}).setdefault(metric, {})[step] = float(value)
 
     for line in lines:
@@ -186,18 +225,26 @@ def _curves(lines: Iterable[Json], fits: Mapping[str, Json]) -> dict[str, dict[s
 def _missing(run_dir: Path, run: RunFiles) -> list[str]:
     notes = []
     if run.baseline is None:
-        notes.append("No evaluation of the BC policy (eval/bc.json): gains cannot be stated. Run evaluate on it.")
+        notes.append("No evaluation of the BC policy: gains cannot be stated. Run evaluate on it.")
     evaluated = {(e["grow"], e["improve"]) for e in run.evaluations}
     for folder in sorted(run_dir.glob("policy/g*_i*")):
         step = improve_of(folder.name)
         if step is not None and step not in evaluated:
-            notes.append(f"policy/{folder.name} is not evaluated yet: its row is missing. Run evaluate on it.")
+            notes.append(
+                f"policy/{folder.name} is not evaluated yet: its row is missing. Run evaluate on it."
+            )
     if all(e["grow"] == 0 for e in run.evaluations):
         notes.append("No Improve step is evaluated yet: the table has only the policy that ReST starts from.")
     if not run.grows:
-        notes.append("No grow/*/summary.json: reward histograms, thresholds and samples are missing. Run grow and annotate.")
+        notes.append(
+            "No grow/*/summary.json: reward histograms, thresholds and samples are missing. Run grow and "
+            "annotate."
+        )
     if run.validation is None:
-        notes.append("No reward/model/validation.json: how far the reward can be trusted is not shown. Run reward_model.")
+        notes.append(
+            "No reward/model/validation.json: the reward model is not trained yet, or the reward is a "
+            "fixed metric."
+        )
     if not run.curves:
         notes.append("No metrics.jsonl: learning curves are missing.")
     if not run.ledger:

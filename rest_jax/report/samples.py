@@ -25,7 +25,9 @@ _THRESHOLD_COLUMNS = (
 def samples_section(run: RunFiles) -> Section:
     """Histograms and threshold tables of all Grow steps."""
     if not run.grows:
-        return Section("samples", "Samples and thresholds", paragraph("No Grow step has been summarised yet."))
+        return Section(
+            "samples", "Samples and thresholds", paragraph("No Grow step has been summarised yet.")
+        )
     body, figures = [], {}
     for summary in run.grows:
         grow = int(summary["grow"])
@@ -37,9 +39,9 @@ def samples_section(run: RunFiles) -> Section:
                 chart(
                     identifier,
                     f"Rewards of Grow {grow}",
-                    "Filled: samples of the policy; outline: the human translations of dataset D; each as a share of its "
-                    "own set, since the sets differ in size. What lies right of a vertical line τ is trained on in that "
-                    "Improve step.",
+                    "Filled: samples of the policy; outline: the human translations of dataset D; each as "
+                    "a share of its own set, since the sets differ in size. What lies right of a vertical "
+                    "line τ is trained on in that Improve step.",
                     360,
                 )
             )
@@ -100,7 +102,8 @@ def _histogram_figure(summary: Json) -> Figure:
     if sum(histogram.get("dataset") or []):
         traces.append(
             {
-                "type": "scatter", "mode": "lines", "name": "dataset D", "x": centres, "y": _shares(histogram["dataset"]),
+                "type": "scatter", "mode": "lines", "name": "dataset D",
+                "x": centres, "y": _shares(histogram["dataset"]),
                 "line": {"shape": "hvh", "color": "$orange", "width": 2}, "customdata": histogram["dataset"],
                 "hovertemplate": "reward %{x:.2f}<br>%{y:.1f} % of D (%{customdata:,})<extra></extra>",
             }
@@ -119,7 +122,8 @@ def _shares(counts: list[int]) -> list[float]:
 
 
 def _threshold_lines(summary: Json) -> dict[str, Any]:
-    """Vertical lines at τ; neighbouring labels stand on three levels, so that close thresholds stay legible."""
+    """Vertical lines at τ; neighbouring labels stand on three levels, so that close thresholds stay "
+    "legible."""
     shapes, annotations = [], []
     for index, threshold in enumerate(summary.get("thresholds") or []):
         tau = threshold.get("threshold")

@@ -1,4 +1,4 @@
-"""The run in numbers: one row a step, the verdict against BC, and where reward and overlap part.
+"""The run in numbers: one row a step, the verdict against BC, and where reward and overlap diverge.
 
 Floor 7. What is said here goes into summary.json, the terminal's table and the page alike.
 """
@@ -21,7 +21,6 @@ _PLAIN = (
     "name", "grow", "improve", "loss", "threshold", "threshold_quantile", "kept", "samples",
     "split", "sources", "samples_per_source", "seconds",
 )  # fmt: skip
-_FACTS = ("task", "source_language", "target_language", "seed", "versions", "devices", "mesh")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Verdict:
 
 
 @dataclasses.dataclass(frozen=True)
-class Parting:
+class Divergence:
     """A step whose reward is above BC's while an overlap metric is below BC's interval."""
 
     step: str
@@ -59,15 +58,20 @@ def step_row(evaluation: Mapping[str, Any]) -> Json:
 
 def summarise(run: RunFiles) -> Json:
     """The content of summary.json."""
-    facts = run.facts
     verdict = compare_with_baseline(run)
     return {
         "run": run.name,
-        **{key: facts.get(key) for key in _FACTS},
+        "corpus": run.corpus.get("__class__"),
+        "source_language": run.languages[0],
+        "target_language": run.languages[1],
+        "pairs": run.pairs,
+        "seed": run.seed,
+        "versions": run.versions,
+        "mesh": run.mesh,
         "seconds": {phase: round(seconds, 3) for phase, seconds in run.seconds_by_phase.items()},
         "verdict": dataclasses.asdict(verdict),
-        "reward_and_overlap_part": [
-            {"step": parting.step, "metrics": list(parting.metrics)} for parting in partings(run)
+        "reward_and_overlap_diverge": [
+            {"step": divergence.step, "metrics": list(divergence.metrics)} for divergence in divergences(run)
         ],
         "missing": run.missing,
         "steps": [step_row(evaluation) for evaluation in run.evaluations],
@@ -83,11 +87,13 @@ def compare_with_baseline(run: RunFiles) -> Verdict:
         return Verdict(None, None, None, "Only the BC policy is evaluated so far.")
     gain = last["reward"]["mean"] - baseline["reward"]["mean"]
     facing = (
-        f"{last['name']} has a mean reward of {numbers.estimate(last['reward'])}, "
-        f"BC {numbers.estimate(baseline['reward'])}"
+        f"{last['name']} has a mean reward of {numbers.estimate(last['reward'])}, {baseline['name']} "
+        f"{numbers.estimate(baseline['reward'])}"
     )
     if not numbers.interval(last["reward"]) or not numbers.interval(baseline["reward"]):
-        return Verdict(last["name"], None, gain, f"{facing}: without intervals, noise cannot be told from gain.")
+        return Verdict(
+            last["name"], None, gain, f"{facing}: without intervals, noise cannot be told from gain."
+        )
     low, high = last["reward"]["ci95"]
     base_low, base_high = baseline["reward"]["ci95"]
     if low > base_high:
@@ -99,8 +105,8 @@ def compare_with_baseline(run: RunFiles) -> Verdict:
     return Verdict(last["name"], low > base_high or high < base_low, gain, f"{facing}: {outcome}.")
 
 
-def partings(run: RunFiles) -> list[Parting]:
-    """Steps at which reward and overlap with the references part: the mark of over-optimisation."""
+def divergences(run: RunFiles) -> list[Divergence]:
+    """Steps at which reward and overlap with the references diverge: the mark of over-optimisation."""
     baseline = run.baseline
     if baseline is None:
         return []
@@ -110,7 +116,7 @@ def partings(run: RunFiles) -> list[Parting]:
             continue
         fallen = tuple(key for key in OVERLAP if below_interval(evaluation.get(key), baseline.get(key)))
         if fallen:
-            found.append(Parting(evaluation["name"], fallen))
+            found.append(Divergence(evaluation["name"], fallen))
     return found
 
 
@@ -121,19 +127,19 @@ def below_interval(estimate: Mapping[str, Any] | None, baseline: Mapping[str, An
     return bool(estimate["mean"] < baseline["ci95"][0])
 
 
-def parting_sentence(run: RunFiles) -> str:
+def divergence_sentence(run: RunFiles) -> str:
     """The over-optimisation check in words."""
     if run.baseline is None or len(run.evaluations) < 2:
         return "With a single policy evaluated, or without BC, reward and overlap cannot be compared."
     if not any(run.baseline.get(key) for key in OVERLAP):
         return "BLEU and chrF of the BC policy are not recorded, so over-optimisation cannot be checked."
-    found = partings(run)
+    found = divergences(run)
     if not found:
         return "At no step does the reward rise while BLEU or chrF falls below the 95 % interval of BC's."
     said = "; ".join(f"{p.step} ({' and '.join(OVERLAP[key] for key in p.metrics)})" for p in found)
     return (
-        f"Reward and overlap part: the reward is above BC's while the overlap is below BC's 95 % interval at {said}. "
-        "Read the samples of these steps before trusting their reward."
+        "Reward and overlap diverge: the reward is above BC's while the overlap is below BC's 95 % "
+        f"interval at {said}. Read the samples of these steps before trusting their reward."
     )
 
 
@@ -168,6 +174,6 @@ def steps_table(run_dir: Path) -> Table:
         )
     lines = [compare_with_baseline(run).sentence]
     if run.baseline is not None and len(run.evaluations) > 1:
-        lines.append(parting_sentence(run))
+        lines.append(divergence_sentence(run))
     table.caption = "\n".join(lines)
     return table
