@@ -1,0 +1,1 @@
+"""Training: optimisers, state, checkpoints, the one trainer and its log."""
