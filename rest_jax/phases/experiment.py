@@ -11,7 +11,7 @@ from typing import Literal
 
 from rest_jax import errors
 from rest_jax.data import corpora, vocabulary
-from rest_jax.generation import sampler, search
+from rest_jax.generation import sampler, search, translator
 from rest_jax.network import config as network_config
 from rest_jax.network import mesh
 from rest_jax.objectives import filters
@@ -67,7 +67,10 @@ class RewardModelConfig:
       rater_sources: how many sources of the "rater" split it samples; None takes all.
       rater_sampling: how the automatic rater samples the BC policy.
       validation_share: share of the rated sources held out for the validation report.
-      batch_rows: rows scored in one call.
+      max_source_length: tokens of a source it reads at most; None takes the length of a training row. Pairs
+        are not packed here, so a length that fits the sentences is faster.
+      max_hypothesis_length: the same of a translation.
+      batch_rows: pairs that a device scores at a time.
     """
 
     kind: Literal["learned", "chrf", "bleu"] = "learned"
@@ -80,6 +83,8 @@ class RewardModelConfig:
     rater_sources: int | None = None
     rater_sampling: sampler.SamplingConfig = sampler.SamplingConfig()
     validation_share: float = 0.1
+    max_source_length: int | None = None
+    max_hypothesis_length: int | None = None
     batch_rows: int = 256
 
     def __post_init__(self) -> None:
@@ -106,17 +111,15 @@ class GrowConfig:
       sources: how many training sources are sampled, drawn anew in each Grow step; None takes all.
       sampling: temperature 0.8 in the paper (A.3), top-k and top-p off.
       shards: files that the samples are written to; a killed run loses at most the open one.
-      sources_per_batch: sources decoded together on each device.
     """
 
     samples_per_source: int = 100
     sources: int | None = None
     sampling: sampler.SamplingConfig = sampler.SamplingConfig()
     shards: int = 16
-    sources_per_batch: int = 16
 
     def __post_init__(self) -> None:
-        for name in ("samples_per_source", "shards", "sources_per_batch"):
+        for name in ("samples_per_source", "shards"):
             value = getattr(self, name)
             _require(value >= 1, f"{name} is {value}", f"GrowConfig.{name}", "Give at least 1")
 
@@ -206,6 +209,7 @@ class Experiment:
       improve: the Improve steps.
       evaluation: how each policy is measured.
       grow_steps: G.
+      decoding: the fixed shapes that sampling and search run in; part of the identity of what they make.
       mesh: how devices are arranged.
     """
 
@@ -222,6 +226,7 @@ class Experiment:
     evaluation: EvaluationConfig
     pretrain_loss: BehaviourCloningConfig = BehaviourCloningConfig()
     grow_steps: int = 1
+    decoding: translator.DecodeBatching = translator.DecodeBatching()
     mesh: mesh.MeshConfig = mesh.MeshConfig()
 
     def __post_init__(self) -> None:

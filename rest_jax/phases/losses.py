@@ -5,7 +5,6 @@ Floor 6. The mathematics is in `objectives/`, the networks in `network/`; here t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -62,22 +61,3 @@ def reward_loss(config: network_config.T5Config, kind: str) -> LossFn:
 
     return loss
 
-
-class ValidationLoss:
-    """Evaluator: the loss and its metrics over a fixed list of batches, as {"valid/loss": …}."""
-
-    def __init__(self, loss_fn: LossFn, batches: Iterable[Any], prefix: str = "valid"):
-        self._step = jax.jit(lambda params, batch: loss_fn(params, batch, None))
-        self._batches = list(batches)
-        self._prefix = prefix
-
-    def __call__(self, params: Params, step: int) -> dict[str, float]:
-        """Averages by weight over all batches."""
-        del step
-        sums = [jax.device_get(self._step(params, batch)) for batch in self._batches]
-        weight = sum(float(s.weight) for s in sums)
-        found = {"loss": sum(float(s.loss) for s in sums) / weight}
-        for name in sums[0].metrics:
-            pairs = [s.metrics[name] for s in sums]
-            found[name] = sum(float(p[0]) for p in pairs) / sum(float(p[1]) for p in pairs)
-        return {f"{self._prefix}/{name}": value for name, value in found.items()}

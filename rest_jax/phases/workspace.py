@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 
 import rest_jax
 from rest_jax import errors, files, processes
 from rest_jax.data import examples, vocabulary
 from rest_jax.generation import translator
-from rest_jax.network import mesh, transformer
+from rest_jax.network import init, mesh
 from rest_jax.phases.experiment import Experiment
 from rest_jax.phases.lineage import PolicyName
 from rest_jax.training import checkpoints, logbook
@@ -76,6 +77,10 @@ class Workspace:
         """The samples of a Grow step."""
         return self.run_dir / "grow" / f"g{grow}"
 
+    def grow_rewards_folder(self, grow: int) -> Path:
+        """The rewards of those samples."""
+        return self.grow_folder(grow) / "rewards" / self.experiment.reward.kind
+
     def evaluation_folder(self, name: PolicyName) -> Path:
         """What was measured of a policy."""
         return self.run_dir / "eval" / name.folder
@@ -116,19 +121,17 @@ class Workspace:
         if name not in self._policies:
             folder = self.policy_folder(name)
             self.require(folder, "pretrain" if not name.grow else "improve")
-            with mesh.use_mesh(self.mesh):
-                abstract = transformer.abstract_params(self.experiment.policy)
-                shardings = mesh.param_shardings(self.mesh, abstract)
-            self._policies = {name: checkpoints.load_params(folder / "params", shardings)}
+            layout = layout_of(self.mesh, init.abstract_params(self.experiment.policy))
+            self._policies = {name: checkpoints.load_params(folder / "params", layout)}
         return self._policies[name]
 
-    def translator(self, params: Params, sources_per_batch: int) -> translator.Translator:
-        """A translator over these parameters."""
+    def translator(self, params: Params) -> translator.Translator:
+        """A translator with these parameters."""
         return translator.Translator(
             self.experiment.policy,
             params,
             mesh=self.mesh,
-            source_batch=sources_per_batch,
+            batching=self.experiment.decoding,
             allowed_vocab_size=self.vocabulary.size,
         )
 
@@ -209,6 +212,15 @@ class Workspace:
         }
         lines = [json.dumps(e, ensure_ascii=False) for e in [*entries, entry]]
         files.write_text(path, "\n".join(lines) + "\n")
+
+
+def layout_of(devices: jax.sharding.Mesh, abstract_boxed: Any) -> Any:
+    """Shapes, dtypes and shardings of parameters, from their boxed abstract values."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        nn.meta.unbox(abstract_boxed),
+        mesh.param_shardings(devices, abstract_boxed),
+    )
 
 
 def read_ledger(run_dir: Path) -> list[dict[str, Any]]:

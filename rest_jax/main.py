@@ -1,0 +1,373 @@
+"""The program: `rest-jax VERB --gin_file=F --gin.KEY=value`.
+
+Floor 7. Flags and binding names are T5X's where it has them. A failure the user can mend prints one line that
+names the thing and the remedy, and exits with the code of its kind (`rest_jax.errors`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow and TensorStore speak only of errors
+
+from rest_jax import errors  # noqa: E402
+
+Arguments = argparse.Namespace
+EPILOG = """\
+settings:
+  --gin_file=F            a gin file; may be given several times, later ones override
+  --gin.KEY=value         one binding, for instance '--gin.MODEL_DIR="run"' --gin.SEED=1
+  --gin_search_paths=A,B  further folders to look for gin files in
+"""
+
+
+class Verb(NamedTuple):
+    """A verb: what it does, reads and writes, its flags, and how it is run."""
+
+    does: str
+    reads: str
+    writes: str
+    run: Callable[[Arguments], None]
+    flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
+
+
+def _with_workspace(work: Callable[..., None]) -> Callable[[Arguments], None]:
+    """Builds and checks the experiment, locks the run folder, then works."""
+
+    def run(arguments: Arguments) -> None:
+        from rest_jax import files, gin_setup, processes
+        from rest_jax.phases import workspace as workspaces
+
+        experiment = gin_setup.load_experiment(
+            arguments.gin_file, arguments.bindings, arguments.gin_search_paths
+        )
+        _start_processes(arguments)
+        workspace = workspaces.Workspace(experiment)
+        if not processes.is_lead():
+            work(workspace, arguments)
+            return
+        with files.run_lock(workspace.run_dir):
+            files.write_text(workspace.run_dir / "config.gin", gin_setup.operative_config())
+            work(workspace, arguments)
+
+    return run
+
+
+def _start_processes(arguments: Arguments) -> None:
+    """Joins the other processes of the job, and refuses a random number generator that is not addressable."""
+    import jax
+
+    if arguments.multiprocess:
+        jax.distributed.initialize(
+            arguments.coordinator_address, arguments.process_count, arguments.process_index
+        )
+    if jax.config.jax_default_prng_impl != "threefry2x32" or not jax.config.jax_threefry_partitionable:
+        raise errors.ConfigError(
+            f"the random number generator is {jax.config.jax_default_prng_impl}, not partitionable threefry",
+            where="JAX configuration",
+            remedy="Unset JAX_DEFAULT_PRNG_IMPL and JAX_THREEFRY_PARTITIONABLE; samples would not be reproducible",
+        )
+
+
+# Each verb imports what it needs when it runs, so that `--help`, `report` and `doctor` start at once and
+# nothing but `vocab` brings TensorFlow.
+
+
+def _vocab(workspace, arguments: Arguments) -> None:
+    from rest_jax.phases import vocab
+
+    vocab.prepare_text(workspace)
+
+
+def _pretrain(workspace, arguments: Arguments) -> None:
+    from rest_jax.phases import pretrain
+
+    pretrain.pretrain(workspace)
+
+
+def _reward_model(workspace, arguments: Arguments) -> None:
+    from rest_jax.phases import reward_model
+
+    reward_model.make_reward(workspace)
+
+
+def _grow(workspace, arguments: Arguments) -> None:
+    from rest_jax.phases import grow
+
+    grow.grow(workspace, arguments.grow_step)
+
+
+def _annotate(workspace, arguments: Arguments) -> None:
+    from rest_jax.phases import annotate
+
+    annotate.annotate(workspace, arguments.grow_step)
+
+
+def _improve(workspace, arguments: Arguments) -> None:
+    from rest_jax.phases import improve
+    from rest_jax.phases.lineage import PolicyName
+
+    improve.improve(workspace, PolicyName(arguments.grow_step, arguments.improve_step))
+
+
+def _evaluate(workspace, arguments: Arguments) -> None:
+    from rest_jax.phases import evaluate
+    from rest_jax.phases.lineage import PolicyName
+
+    evaluate.evaluate(workspace, PolicyName.parse(arguments.policy))
+
+
+def _rest(workspace, arguments: Arguments) -> None:
+    from rest_jax import processes, rest
+
+    rest.run(workspace)
+    if processes.is_lead():
+        _print_report(workspace.run_dir)
+
+
+def _report(arguments: Arguments) -> None:
+    _print_report(_run_folder(arguments))
+
+
+def _run_folder(arguments: Arguments) -> Path:
+    """The run folder from the command line, else from the gin settings."""
+    if arguments.run is not None:
+        folder = Path(arguments.run)
+    else:
+        from rest_jax import gin_setup
+
+        loaded = gin_setup.load_experiment(
+            arguments.gin_file, arguments.bindings, arguments.gin_search_paths
+        )
+        folder = Path(loaded.model_dir)
+    if not folder.is_dir():
+        raise errors.MissingInputError(
+            f"no run folder {folder}", where="report", remedy="Name the MODEL_DIR of a run"
+        )
+    return folder
+
+
+def _print_report(run_dir: Path) -> None:
+    from rich.console import Console
+
+    from rest_jax.report import build
+
+    paths = build.build_report(run_dir)
+    console = Console()
+    console.print(build.steps_table(run_dir))
+    console.print(f"report: {paths.index_html}", soft_wrap=True)
+
+
+def _translate(workspace, arguments: Arguments) -> None:
+    from rest_jax.phases import translate
+
+    translate.translate(workspace, arguments.policy, arguments.input, arguments.output, arguments.decoder)
+
+
+def _doctor(arguments: Arguments) -> None:
+    from rest_jax import doctor
+
+    _start_processes(arguments)
+    if not doctor.print_findings():
+        raise errors.MissingInputError(
+            "something that rest_jax needs is missing", remedy="Do what the lines marked missing say"
+        )
+
+
+def _export(workspace, arguments: Arguments) -> None:
+    from rest_jax.interop import checkpoints_out
+
+    checkpoints_out.export_policy(workspace, arguments.policy, Path(arguments.output))
+
+
+def _import(workspace, arguments: Arguments) -> None:
+    from rest_jax.interop import checkpoints_in
+
+    checkpoints_in.import_policy(workspace, arguments.format, Path(arguments.input))
+
+
+def _grow_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--grow_step", type=int, default=1, help="g, from 1 (default 1)")
+
+
+def _improve_flags(parser: argparse.ArgumentParser) -> None:
+    _grow_flags(parser)
+    parser.add_argument("--improve_step", type=int, default=1, help="i, from 1 (default 1)")
+
+
+def _policy_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", default="bc", help="bc, g1_i2 … (default bc)")
+
+
+def _translate_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", default=None, help="bc, g1_i2 … (default: the newest of the run)")
+    parser.add_argument("--input", default="-", help="text, one sentence a line (default: standard input)")
+    parser.add_argument("--output", default="-", help="where to write (default: standard output)")
+    parser.add_argument("--decoder", choices=("greedy", "beam", "sample"), default="greedy")
+
+
+def _export_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", default=None, help="bc, g1_i2 … (default: the newest of the run)")
+    parser.add_argument("--format", choices=("hf",), default="hf")
+    parser.add_argument("--output", required=True, help="folder to write")
+
+
+def _import_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", choices=("hf", "t5x"), default="hf")
+    parser.add_argument("--input", required=True, help="folder to read")
+
+
+def _report_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", nargs="?", help="run folder (default: MODEL_DIR of the gin settings)")
+
+
+VERBS: dict[str, Verb] = {
+    "vocab": Verb(
+        "trains the vocabulary and tokenises the corpus",
+        "the corpus",
+        "RUN/vocab, RUN/data",
+        _with_workspace(_vocab),
+    ),
+    "pretrain": Verb(
+        "trains the BC policy (G=0 I=0)",
+        "RUN/vocab, RUN/data",
+        "RUN/policy/bc",
+        _with_workspace(_pretrain),
+    ),
+    "reward_model": Verb(
+        "rates translations and trains the reward model",
+        "RUN/data, RUN/policy/bc, a ratings file if one is set",
+        "RUN/reward",
+        _with_workspace(_reward_model),
+    ),
+    "grow": Verb(
+        "samples N translations of each source from the latest policy",
+        "RUN/data, RUN/policy",
+        "RUN/grow/gG",
+        _with_workspace(_grow),
+        _grow_flags,
+    ),
+    "annotate": Verb(
+        "scores the samples of a Grow step with the reward",
+        "RUN/grow/gG, RUN/reward",
+        "RUN/grow/gG/rewards",
+        _with_workspace(_annotate),
+        _grow_flags,
+    ),
+    "improve": Verb(
+        "filters by the threshold and fine-tunes on what is left",
+        "RUN/grow/gG, RUN/policy",
+        "RUN/policy/gG_iI",
+        _with_workspace(_improve),
+        _improve_flags,
+    ),
+    "evaluate": Verb(
+        "measures a policy: mean reward, BLEU and chrF with intervals",
+        "RUN/data, RUN/policy, RUN/reward",
+        "RUN/eval",
+        _with_workspace(_evaluate),
+        _policy_flags,
+    ),
+    "rest": Verb(
+        "does all of the above: Algorithm 1 with G Grow and I Improve steps, then the report",
+        "the corpus",
+        "the whole of RUN",
+        _with_workspace(_rest),
+    ),
+    "report": Verb(
+        "draws the report of a run",
+        "RUN",
+        "RUN/report/index.html, RUN/report/summary.json",
+        _report,
+        _report_flags,
+    ),
+    "translate": Verb(
+        "translates text, a sentence a line",
+        "RUN/vocab, RUN/policy, text",
+        "text",
+        _with_workspace(_translate),
+        _translate_flags,
+    ),
+    "export": Verb(
+        "writes a policy as a Hugging Face T5 checkpoint",
+        "RUN/vocab, RUN/policy",
+        "a folder that transformers loads",
+        _with_workspace(_export),
+        _export_flags,
+    ),
+    "import": Verb(
+        "takes a Hugging Face or T5X checkpoint as the BC policy of a run",
+        "a Hugging Face or T5X folder",
+        "RUN/policy/bc (and RUN/vocab, where the folder holds one)",
+        _with_workspace(_import),
+        _import_flags,
+    ),
+    "doctor": Verb("says what was found here and what is missing", "this machine", "nothing", _doctor),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line: verbs, and the flags that all of them take."""
+    parser = argparse.ArgumentParser(
+        prog="rest-jax",
+        description="ReST (Reinforced Self-Training, arXiv:2308.08998) for machine translation",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        sub = verbs.add_parser(
+            name,
+            help=verb.does,
+            description=f"{verb.does}\n\nreads:  {verb.reads}\nwrites: {verb.writes}",
+            epilog=EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        sub.add_argument("--gin_file", action="append", default=[], help=argparse.SUPPRESS)
+        sub.add_argument(
+            "--gin_search_paths", default=[], type=lambda text: text.split(","), help=argparse.SUPPRESS
+        )
+        group = sub.add_argument_group("several processes (found by itself on a TPU pod)")
+        group.add_argument("--multiprocess", action="store_true", help="join the job's other processes")
+        group.add_argument("--coordinator_address", default=None, help="host:port of process 0")
+        group.add_argument("--process_count", type=int, default=None)
+        group.add_argument("--process_index", type=int, default=None)
+        verb.flags(sub)
+    return parser
+
+
+def parse(arguments: Sequence[str]) -> Arguments:
+    """Reads the command line; `--gin.KEY=value` flags are collected in `bindings`."""
+    bindings = [a[len("--gin.") :] for a in arguments if a.startswith("--gin.")]
+    parsed = make_parser().parse_args([a for a in arguments if not a.startswith("--gin.")])
+    parsed.bindings = bindings
+    return parsed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb and returns the exit code."""
+    parsed = parse(sys.argv[1:] if arguments is None else arguments)
+    try:
+        VERBS[parsed.verb].run(parsed)
+    except errors.RestError as error:
+        print(f"rest_jax: E{error.exit_code} {parsed.verb}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"rest_jax: {parsed.verb} was interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        traceback.print_exc()
+        print(f"rest_jax: E70 {parsed.verb}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 70
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""The annotate phase: the reward of every sample of a Grow step, and of the original data D.
+
+Floor 6. Rewards are computed once and stored (paper, A.4), in files beside the samples, which are never rewritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from rest_jax import files, processes
+from rest_jax.data import candidates
+from rest_jax.phases import grow_set, reward_model
+from rest_jax.phases.workspace import Workspace
+from rest_jax.rewards.protocol import checked_scores
+
+
+def annotate(workspace: Workspace, number: int) -> None:
+    """Scores D once, and the samples of a Grow step; writes the Grow step's summary."""
+    reward = reward_model.reward_digest(workspace)
+    workspace.run_step(
+        workspace.dataset_rewards_folder,
+        "annotate",
+        {"reward": reward, "data": workspace.digest(workspace.text_folder, "vocab")},
+        lambda: _score_dataset(workspace),
+    )
+    workspace.run_step(
+        workspace.grow_rewards_folder(number),
+        "annotate",
+        {
+            "grow": number,
+            "reward": reward,
+            "samples": workspace.digest(workspace.grow_folder(number), "grow"),
+        },
+        lambda: _score_samples(workspace, number),
+    )
+
+
+def _score_dataset(workspace: Workspace) -> Mapping[str, Any]:
+    examples = workspace.split("train")
+    workspace.logbook.say(f"scoring the {len(examples)} pairs of D")
+    reward = reward_model.load_reward(workspace)
+    rewards = checked_scores(reward, examples.sources, examples.targets, examples.targets)
+    if processes.is_lead():
+        path = workspace.dataset_rewards_folder / grow_set.DATASET_REWARDS_NAME
+        with files.atomic_path(path) as temporary, open(temporary, "wb") as handle:
+            np.save(handle, rewards, allow_pickle=False)
+    return {"pairs": len(examples), "mean": float(np.nanmean(rewards)), "signature": reward.signature()}
+
+
+def _score_samples(workspace: Workspace, number: int) -> Mapping[str, Any]:
+    reward = reward_model.load_reward(workspace)
+    examples = workspace.split("train")
+    references = dict(zip(examples.ids.tolist(), examples.targets, strict=True))
+    store = workspace.grow_folder(number)
+    writer = candidates.RewardWriter(store, workspace.experiment.reward.kind)
+    missing = writer.missing_shards()
+    processes.barrier(f"annotate:{number}")
+    with workspace.logbook.progress(f"rewards of Grow {number}", len(missing), unit="shards") as bar:
+        for index in missing:
+            shard = candidates.read_shard(store, index)
+            targets = [references[example_id] for example_id in shard.example_id.tolist()]
+            rewards = checked_scores(reward, shard.source, shard.text, targets)
+            if processes.is_lead():
+                writer.write_shard(index, shard, rewards)
+            bar.advance()
+    processes.barrier(f"annotated:{number}")
+    summary = grow_set.summarise(workspace, number)
+    if processes.is_lead():
+        files.write_json(workspace.grow_rewards_folder(number) / grow_set.SUMMARY_NAME, summary)
+    return {"samples": summary["samples"], "mean": summary["reward"]["mean"], "signature": reward.signature()}

@@ -1,0 +1,186 @@
+"""The evaluate phase: what a policy is worth on held-out text.
+
+Floor 6. The paper's metric is the mean reward of samples (section 4). Beside it stand the reward of greedy output,
+BLEU and chrF with signatures, and signs of reward hacking, each number with its interval.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rest_jax import files, keys, processes
+from rest_jax.generation.translator import Translations
+from rest_jax.metrics import bootstrap, corpus, diagnostics
+from rest_jax.phases import reward_model
+from rest_jax.phases.lineage import BC, PolicyName
+from rest_jax.phases.texts import decode_rows, repeat_each
+from rest_jax.phases.workspace import Workspace
+from rest_jax.rewards.protocol import Reward, checked_scores
+from rest_jax.types import Examples
+
+RESULT_NAME = "result.json"
+
+
+def evaluate(workspace: Workspace, name: PolicyName) -> None:
+    """Measures a policy into `eval/NAME/result.json`."""
+    experiment = workspace.experiment
+    phase = "improve" if name.grow else "pretrain"
+    workspace.run_step(
+        workspace.evaluation_folder(name),
+        "evaluate",
+        {
+            "evaluation": experiment.evaluation,
+            "decoding": experiment.decoding,
+            "policy": workspace.digest(workspace.policy_folder(name), phase),
+            "reward": reward_model.reward_digest(workspace),
+            "data": workspace.digest(workspace.text_folder, "vocab"),
+        },
+        lambda: _measure(workspace, name),
+    )
+
+
+def _measure(workspace: Workspace, name: PolicyName) -> Mapping[str, Any]:
+    experiment, settings = workspace.experiment, workspace.experiment.evaluation
+    examples = workspace.split(settings.split)
+    examples = examples.take(np.arange(len(examples))[: settings.sources])
+    translator = workspace.translator(workspace.policy_params(name))
+    sources = examples.tokens.sources
+    with workspace.logbook.progress(f"sampling for {name.folder}", len(examples), unit="sources") as bar:
+        sampled = translator.sample(
+            sources,
+            examples.ids,
+            settings.samples_per_source,
+            keys.stream_key(experiment.seed, keys.Stream.EVALUATE),
+            settings.sampling,
+            progress=bar.advance,
+        )
+    with workspace.logbook.progress(f"greedy search for {name.folder}", len(examples), unit="sources") as bar:
+        greedy = translator.greedy(sources, settings.sampling.max_length, progress=bar.advance)
+    result = _describe(workspace, name, examples, sampled, greedy)
+    if settings.beam is not None:
+        beam = translator.beam(sources, settings.beam)
+        best = decode_rows(workspace.vocabulary, beam.tokens)[:: settings.beam.beam_size]
+        found = _corpus_metrics(workspace, best, examples.targets)
+        result |= {"bleu_beam": found["bleu"], "chrf_beam": found["chrf"]}
+    if processes.is_lead():
+        files.write_json(workspace.evaluation_folder(name) / RESULT_NAME, result)
+    means = {key: round(result[key]["mean"], 4) for key in ("reward", "bleu", "chrf")}
+    workspace.logbook.say(f"{result['name']}: " + ", ".join(f"{k} {v}" for k, v in means.items()))
+    return means
+
+
+def _describe(
+    workspace: Workspace, name: PolicyName, examples: Examples, sampled: Translations, greedy: Translations
+) -> dict[str, Any]:
+    settings, seed = workspace.experiment.evaluation, workspace.experiment.seed
+    times = settings.samples_per_source
+    texts, greedy_texts = decode_rows(workspace.vocabulary, sampled.tokens), decode_rows(workspace.vocabulary, greedy.tokens)
+    reward = reward_model.load_reward(workspace)
+    sources_N, targets_N = repeat_each(examples.sources, times), repeat_each(examples.targets, times)
+    groups = np.repeat(examples.ids, times)
+    rewards = checked_scores(reward, sources_N, texts, targets_N)
+    greedy_rewards = checked_scores(reward, examples.sources, greedy_texts, examples.targets)
+
+    def mean(values: np.ndarray, by: np.ndarray) -> dict[str, Any]:
+        return bootstrap.mean_interval(values, seed, settings.resamples, by, reward.signature())
+
+    of_greedy = _corpus_metrics(workspace, greedy_texts, examples.targets)
+    of_samples = _corpus_metrics(workspace, texts, targets_N, groups)
+    return {
+        "name": name.title(workspace.experiment.improve.loss.name),
+        **_origin(workspace, name),
+        "split": settings.split,
+        "sources": len(examples),
+        "samples_per_source": times,
+        "reward": mean(rewards, groups),
+        "reward_greedy": mean(greedy_rewards, examples.ids),
+        "bleu": of_greedy["bleu"],
+        "chrf": of_greedy["chrf"],
+        "bleu_samples": of_samples["bleu"],
+        "chrf_samples": of_samples["chrf"],
+        "diagnostics": diagnostics.diagnostics(texts, targets_N, sources_N, ~sampled.finished.reshape(-1)),
+        "examples": _examples(settings.examples, examples, greedy_texts, greedy_rewards, texts, rewards),
+    }
+
+
+def _corpus_metrics(
+    workspace: Workspace, texts: Sequence[str], references: Sequence[str], groups: np.ndarray | None = None
+) -> dict[str, dict[str, Any]]:
+    experiment = workspace.experiment
+    return corpus.corpus_metrics(
+        texts,
+        references,
+        experiment.corpus.target_language,
+        experiment.seed,
+        experiment.evaluation.resamples,
+        groups,
+    )
+
+
+def _origin(workspace: Workspace, name: PolicyName) -> dict[str, Any]:
+    """How the policy came to be: its steps, and the filter of its Improve step."""
+    origin: dict[str, Any] = {
+        "grow": name.grow,
+        "improve": name.improve,
+        "loss": workspace.experiment.improve.loss.name,
+        "threshold": None,
+        "threshold_quantile": None,
+        "kept": None,
+        "samples": None,
+    }
+    if name != BC:
+        path = workspace.policy_folder(name) / "improve.json"
+        story = json.loads(path.read_text(encoding="utf-8"))
+        origin |= {key: story[key] for key in ("threshold", "threshold_quantile", "kept", "samples")}
+    return origin
+
+
+def _examples(
+    number: int,
+    examples: Examples,
+    greedy_texts: list[str],
+    greedy_rewards: np.ndarray,
+    texts: list[str],
+    rewards: np.ndarray,
+) -> list[dict[str, Any]]:
+    """A few sources, evenly spread over the split, with their outputs, best sample first."""
+    times = len(texts) // len(examples)
+    shown = []
+    for row in np.linspace(0, len(examples) - 1, min(number, len(examples))).astype(int):
+        samples = [
+            {"text": texts[k], "reward": _number(rewards[k])} for k in range(row * times, (row + 1) * times)
+        ]
+        shown.append(
+            {
+                "id": int(examples.ids[row]),
+                "source": examples.sources[row],
+                "reference": examples.targets[row],
+                "greedy": greedy_texts[row],
+                "greedy_reward": _number(greedy_rewards[row]),
+                "samples": sorted(samples, key=lambda sample: -(sample["reward"] or 0.0)),
+            }
+        )
+    return shown
+
+
+def _number(value: float) -> float | None:
+    """A reward as JSON can hold it: None where it is missing."""
+    return float(value) if np.isfinite(value) else None
+
+
+def mean_reward(
+    workspace: Workspace, reward: Reward, examples: Examples, translations: Translations
+) -> float:
+    """Mean reward over all samples of all examples; a missing reward is left out."""
+    times = translations.num_samples
+    rewards = checked_scores(
+        reward,
+        repeat_each(examples.sources, times),
+        decode_rows(workspace.vocabulary, translations.tokens),
+        repeat_each(examples.targets, times),
+    )
+    return float(np.nanmean(rewards))
