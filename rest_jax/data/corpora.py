@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from rest_jax import errors, files
@@ -112,8 +112,11 @@ def arrange(options: CorpusOptions, name: str, given: Mapping[str, Iterable[Pair
       DataError: a split has no usable row, too many lines are bad, or splits overlap.
     """
     facts: dict[str, int] = {}
-    splits = {split: _usable_rows(options, f"{name} ({split})", split, pairs, facts) for split, pairs in given.items()}
-    splits = {split: splits[split] for split in PRECEDENCE if split in splits}
+    splits = {
+        split: _usable_rows(options, f"{name} ({split})", split, given[split], facts)
+        for split in PRECEDENCE
+        if split in given
+    }
     if options.drop_overlap:
         splits, dropped = drop_overlap(splits)
         facts.update({f"overlap_{split}": count for split, count in dropped.items()})
@@ -160,7 +163,8 @@ def _usable_rows(
         facts[f"{what}_{split}"] = count
     if len(bad) > options.max_bad_share * lines:
         raise errors.DataError(
-            f"{bad[0].where} cannot be read: {bad[0].reason}; {len(bad)} of {lines} lines of {name} are like that",
+            f"{bad[0].where} cannot be read: {bad[0].reason}; "
+            f"{len(bad)} of {lines} lines of {name} are like that",
             remedy="Mend them, or raise max_bad_share to leave them out",
         )
     _refuse_empty(rows, name, f" (of {lines} lines: {len(bad)} bad, " + _listed(counts) + ")")
@@ -173,7 +177,9 @@ def _listed(counts: Mapping[str, int]) -> str:
 
 def _refuse_empty(rows: list[Row], name: str, detail: str = "") -> None:
     if not rows:
-        raise errors.DataError(f"0 usable rows in {name}{detail}", remedy="Check the file and the length limits")
+        raise errors.DataError(
+            f"0 usable rows in {name}{detail}", remedy="Check the file and the length limits"
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -311,8 +317,11 @@ class ParallelCorpus(CorpusOptions):
                 self._refuse(f"{split}_source", f"Give both {split}_source and {split}_target, or neither")
 
     def _paths(self) -> dict[str, tuple[str, str]]:
-        paths = {split: (getattr(self, f"{split}_source"), getattr(self, f"{split}_target")) for split in PRECEDENCE}
-        return {split: pair for split, pair in paths.items() if pair[0] is not None}
+        return {
+            split: (getattr(self, f"{split}_source"), getattr(self, f"{split}_target"))
+            for split in PRECEDENCE
+            if getattr(self, f"{split}_source") is not None
+        }
 
     def input_files(self) -> list[Path]:
         """The files that the corpus is read from."""
@@ -352,9 +361,10 @@ class TfdsCorpus(CorpusOptions):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SeqioCorpus(CorpusOptions):
-    """A Task or Mixture of one's own in seqio's registry; `tasks.load_examples` reads it.
+    """Text of a Task or Mixture of one's own in seqio's registry; `tasks.load_corpus` reads it.
 
-    Its features `inputs` and `targets` come tokenised, with its own vocabulary.
+    Its features `inputs` and `targets` are taken as text, before its own tokenisation where it kept that,
+    and tokenised with the run's vocabulary, which may be the Task's (`VocabularyConfig.path`).
 
     Attributes:
       mixture_or_task_name: T5X's MIXTURE_OR_TASK_NAME.
@@ -382,5 +392,3 @@ def to_pairs(texts: Iterable[tuple[str, str]], name: str) -> Iterable[Pair | Bad
             yield BadLine(f"{name}:{number}", reason)
         else:
             yield Pair(number, clean(source).strip(), clean(target).strip())
-
-

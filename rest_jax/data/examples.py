@@ -59,7 +59,9 @@ def read_examples(path: str | os.PathLike[str]) -> Examples:
       IntegrityError: the file is damaged, or is not a split that `write_examples` wrote.
     """
     if not Path(path).is_file():
-        raise errors.MissingInputError(f"no examples {path}", remedy="Run the phase that tokenises the corpus first")
+        raise errors.MissingInputError(
+            f"no examples {path}", remedy="Run the phase that tokenises the corpus first"
+        )
     remedy = f"Delete the folder {Path(path).parent} and run the same command again; it is made anew"
     try:
         table = pq.read_table(path, page_checksum_verification=True, memory_map=False)

@@ -1,8 +1,8 @@
 """Reading pairs of sentences from files that may be damaged.
 
-Floor 3. Lines end at `\\n` alone, so that line numbers agree with `wc -l` and with an editor; a byte-order mark
-and a carriage return at the end of a line are taken off. A line that cannot be a sentence is told apart
-from one that can, never mended in silence.
+Floor 3. Lines end at the newline character alone, so that line numbers agree with `wc -l` and with an
+editor; a byte-order mark and a carriage return at the end of a line are taken off. A line that cannot be
+a sentence is told apart from one that can, never mended in silence.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def read_lines(path: str | Path) -> Iterator[str | BadLine]:
         yield BadLine(where, reason) if reason else text
 
 
-def read_tsv(path: str | Path, source_column: int, target_column: int, header_rows: int = 0) -> Iterator[Pair | BadLine]:
+def read_tsv(
+    path: str | Path, source_column: int, target_column: int, header_rows: int = 0
+) -> Iterator[Pair | BadLine]:
     """The pairs of a tab-separated file; columns count from 0, blank lines are pairs of empty sides.
 
     Raises:
@@ -113,9 +115,9 @@ def read_tsv(path: str | Path, source_column: int, target_column: int, header_ro
         columns = line.split("\t")
         if len(columns) < needed and line.strip():
             raise errors.DataError(
-                f"{path}:{number} has {len(columns)} column{'s' if len(columns) > 1 else ''}, and {needed} are needed "
-                f"(source in column {source_column}, target in column {target_column}, counted from 0)",
-                remedy="Separate source and target by a tab in every line, or set source_column and target_column",
+                f"{path}:{number} has {len(columns)} column(s) and needs {needed}: "
+                f"the source in column {source_column}, the target in column {target_column}, counted from 0",
+                remedy="Separate them by a tab in every line, or set source_column and target_column",
             )
         columns += [""] * (needed - len(columns))
         yield Pair(number, clean(columns[source_column]).strip(), clean(columns[target_column]).strip())

@@ -113,8 +113,8 @@ def hold_out(rows: Sequence[Row], sizes: SplitSizes, seed: int, name: str) -> di
     found[TRAIN] = sorted(rows[index] for label in order[place:] for index in groups[label])
     if not found[TRAIN]:
         raise errors.DataError(
-            f"{name} has {len(rows)} usable rows in {len(order)} groups of shared sentences, too few to hold out "
-            f"{sizes.test} for test, {sizes.valid} for valid and {sizes.rater} for the rater",
+            f"{name} has {len(rows)} usable rows in {len(order)} groups of shared sentences, too few to hold "
+            f"out {sizes.test} for test, {sizes.valid} for valid and {sizes.rater} for the rater",
             remedy="Lower test_size, valid_size or rater_size, or give more rows",
         )
     return {split: found[split] for split in PRECEDENCE if split in found}
@@ -141,7 +141,8 @@ def check_disjoint(splits: Mapping[str, Sequence[Row]]) -> None:
         for row in rows:
             if row.id in owners:
                 raise errors.DataError(
-                    f"id {row.id} is in {owners[row.id]} and again in {split}", remedy="Give every row its own id"
+                    f"id {row.id} is in {owners[row.id]} and again in {split}",
+                    remedy="Give every row its own id",
                 )
             owners[row.id] = split
         for (side, key), row in _sentences(rows).items():
@@ -149,8 +150,9 @@ def check_disjoint(splits: Mapping[str, Sequence[Row]]) -> None:
                 other, other_row = seen[(side, key)]
                 text = row.source if side == "source" else row.target
                 raise errors.DataError(
-                    f"the {side} sentence {text!r} is in {other} (row {other_row.id}) and in {split} (row {row.id})",
-                    remedy="Take it out of one of them, or set drop_overlap = True to take it out of the former",
+                    f"the {side} sentence {text!r} is in {other} (row {other_row.id}) "
+                    f"and in {split} (row {row.id})",
+                    remedy="Take it out of one of them, or set drop_overlap = True to leave out the former",
                 )
             seen[(side, key)] = (split, row)
 
@@ -167,11 +169,7 @@ def drop_overlap(splits: Mapping[str, list[Row]]) -> tuple[dict[str, list[Row]],
     for split in reversed(PRECEDENCE):
         if split not in splits:
             continue
-        kept[split] = [
-            row
-            for row in splits[split]
-            if ("source", sentence_key(row.source)) not in taken and ("target", sentence_key(row.target)) not in taken
-        ]
+        kept[split] = [row for row in splits[split] if taken.isdisjoint(_sentences([row]))]
         dropped[split] = len(splits[split]) - len(kept[split])
         taken.update(_sentences(kept[split]))
     return {split: kept[split] for split in splits}, dropped

@@ -173,13 +173,13 @@ class Vocabulary:
 
     def __init__(self, model: bytes, path: Path):
         try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model) if model else None
-        except RuntimeError:
-            self._processor = None
-        if self._processor is None:
+            if not model:  # which SentencePiece takes without complaint
+                raise RuntimeError("it is empty")
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
             raise errors.IntegrityError(
                 f"{path} is not a SentencePiece model", remedy="Give another file, or train a vocabulary anew"
-            )
+            ) from error
         self.path = path
         self.size: int = self._processor.get_piece_size()
         self.digest = hashlib.sha256(model).hexdigest()
