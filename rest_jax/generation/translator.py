@@ -1,0 +1,383 @@
+"""Translates many sources: token ids in, token ids out, in the order they were given.
+
+Floor 4. The host's side of decoding. Every call has one of a few fixed shapes: a row's length bucket depends
+on that row alone, each device decodes the same number of sources at a time, and the last batch of a bucket is
+filled up with dummy sources. So each bucket compiles once, and what a source's samples are does not depend on
+how many devices there are or on what was asked for beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rest_jax import keys
+from rest_jax.errors import ConfigError, DataError, NonFiniteError
+from rest_jax.generation.contract import Decoded, transformer_decoder
+from rest_jax.generation.sampler import SamplingConfig, sample
+from rest_jax.generation.search import BeamConfig, beam_search, greedy
+from rest_jax.network.config import T5Config
+from rest_jax.network.init import abstract_params
+from rest_jax.network.mesh import param_shardings, use_mesh
+from rest_jax.types import EOS_ID, PAD_ID, Params, RaggedTokens
+
+Progress = Callable[[int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeBatching:
+    """The fixed shapes that decoding runs in. They are part of the identity of what is sampled.
+
+    Attributes:
+      source_batch: sources a device decodes at a time.
+      source_lengths: length buckets, rising: a source is padded to the first that holds it, EOS included.
+      sample_batch: samples of a source that are drawn at a time; more are drawn in further calls of the same
+        program, so that sample 7 has the same bits whether 8 or 64 are asked for. 0 draws all of them at
+        once: another number of samples is then another program, equal up to rounding.
+    """
+
+    source_batch: int = 32
+    source_lengths: tuple[int, ...] = (16, 32, 64, 128)
+    sample_batch: int = 0
+
+    def __post_init__(self) -> None:
+        where = "DecodeBatching"
+        object.__setattr__(self, "source_lengths", tuple(self.source_lengths))
+        if self.source_batch < 1:
+            raise ConfigError(f"source_batch is {self.source_batch}, must be 1 or more", where=where)
+        if self.sample_batch < 0:
+            raise ConfigError(f"sample_batch is {self.sample_batch}, must be 0 or more", where=where)
+        steps = np.diff((0, *self.source_lengths))
+        if not self.source_lengths or np.any(steps < 1):
+            raise ConfigError(
+                f"source_lengths are {self.source_lengths}, must rise from 1 or more", where=where
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Translations:
+    """N translations of each of n sources, on the host: row i * N + j is translation j of source i.
+
+    Attributes:
+      num_samples: N.
+      tokens: n * N sequences; EOS included where there is one, no padding.
+      log_probs: float32 [total tokens], aligned with `tokens.values`: the model's own log-probabilities.
+      tempered_log_probs: the same under the distribution that was sampled from; 0 in greedy and beam search.
+      finished: bool [n, N]; False where a translation was cut off at the longest length.
+      scores: float32 [n, N]; sum of `log_probs`, in beam search divided by the length penalty.
+    """
+
+    num_samples: int
+    tokens: RaggedTokens
+    log_probs: np.ndarray
+    tempered_log_probs: np.ndarray
+    finished: np.ndarray
+    scores: np.ndarray
+
+
+@functools.lru_cache(maxsize=128)
+def _sample_program(
+    config: T5Config, sampling: SamplingConfig, num_rows: int, allowed_vocab_size: int | None, mesh: Mesh
+) -> Any:
+    fns = transformer_decoder(config)
+
+    def run(
+        params: Params,
+        sources_SxL: jax.Array,
+        active_S: jax.Array,
+        ids_S: tuple[jax.Array, jax.Array],
+        key: jax.Array,
+        span: tuple[jax.Array, jax.Array],
+    ) -> Decoded:
+        first, end = span
+        indices_N = first + jnp.arange(num_rows, dtype=jnp.uint32)
+        return sample(
+            fns,
+            params,
+            sources_SxL,
+            keys.sample_keys(key, *ids_S, indices_N),
+            sampling,
+            allowed_vocab_size=allowed_vocab_size,
+            active_SxN=active_S[:, None] & (indices_N < end)[None, :],
+        )
+
+    return jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec("data")))
+
+
+@functools.lru_cache(maxsize=128)
+def _greedy_program(config: T5Config, max_length: int, allowed_vocab_size: int | None, mesh: Mesh) -> Any:
+    fns = transformer_decoder(config)
+
+    def run(params: Params, sources_SxL: jax.Array, active_S: jax.Array) -> Decoded:
+        return greedy(
+            fns, params, sources_SxL, max_length, allowed_vocab_size=allowed_vocab_size, active_S=active_S
+        )
+
+    return jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec("data")))
+
+
+@functools.lru_cache(maxsize=128)
+def _beam_program(config: T5Config, beam: BeamConfig, allowed_vocab_size: int | None, mesh: Mesh) -> Any:
+    fns = transformer_decoder(config)
+
+    def run(params: Params, sources_SxL: jax.Array, active_S: jax.Array) -> Decoded:
+        return beam_search(
+            fns, params, sources_SxL, beam, allowed_vocab_size=allowed_vocab_size, active_S=active_S
+        )
+
+    return jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec("data")))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Sources of one call: which of the given rows they are, and their tokens with the dummies."""
+
+    rows: np.ndarray  # int64 [<= S]
+    tokens_SxL: np.ndarray
+
+    @property
+    def active_S(self) -> np.ndarray:
+        return np.arange(len(self.tokens_SxL)) < len(self.rows)
+
+    def fill(self, values: np.ndarray) -> np.ndarray:
+        """The values of the batch's rows, 0 for the dummies."""
+        filled = np.zeros(len(self.tokens_SxL), values.dtype)
+        filled[: len(self.rows)] = values[self.rows]
+        return filled
+
+
+def plan_batches(sources: RaggedTokens, lengths: tuple[int, ...], num_sources: int) -> Iterator[_Batch]:
+    """Groups sources by length bucket, in the order given, into batches of exactly `num_sources` rows.
+
+    Args:
+      sources: n token sequences, each ending with EOS.
+      lengths: the buckets, rising.
+      num_sources: rows of a batch; dummy sources (a lone EOS) fill the last one of a bucket.
+
+    Raises:
+      DataError: a source is longer than the last bucket.
+    """
+    if len(sources) and sources.lengths.max() > lengths[-1]:
+        longest = int(np.argmax(sources.lengths))
+        raise DataError(
+            f"source {longest} has {sources.lengths[longest]} tokens, the longest bucket holds {lengths[-1]}",
+            where="DecodeBatching.source_lengths",
+            remedy="Add a longer bucket, or trim the sources to the task's feature length",
+        )
+    buckets = np.searchsorted(np.asarray(lengths), sources.lengths)
+    for bucket, length in enumerate(lengths):
+        of_bucket = np.flatnonzero(buckets == bucket)
+        for start in range(0, len(of_bucket), num_sources):
+            rows = of_bucket[start : start + num_sources]
+            tokens = np.full((num_sources, length), PAD_ID, np.int32)
+            tokens[:, 0] = EOS_ID
+            chosen = sources.take(rows)
+            tokens[: len(rows)] = PAD_ID
+            tokens[: len(rows)][np.arange(length) < chosen.lengths[:, None]] = chosen.values
+            yield _Batch(rows, tokens)
+
+
+class _Collector:
+    """Puts the results of calls, which come bucket by bucket, back into the order of the sources."""
+
+    def __init__(self, num_sources: int, num_samples: int):
+        self.num_samples = num_samples
+        self.finished = np.zeros((num_sources, num_samples), bool)
+        self.scores = np.zeros((num_sources, num_samples), np.float32)
+        self._lengths = np.zeros((num_sources, num_samples), np.int64)
+        self._places: list[np.ndarray] = []
+        self._flat: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def add(self, rows: np.ndarray, first_sample: int, decoded: Decoded) -> None:
+        """Takes in samples first_sample, first_sample + 1 … of these rows; drops dummies."""
+        number = min(decoded.tokens_SxNxT.shape[1], self.num_samples - first_sample)
+        kept = jax.tree.map(lambda x: np.asarray(x)[: len(rows), :number], decoded)
+        here = (rows, slice(first_sample, first_sample + number))
+        used = kept.tokens_SxNxT != PAD_ID
+        if not np.all(np.isfinite(kept.log_probs_SxNxT)):
+            raise NonFiniteError(
+                "the policy gives log-probabilities that are not finite",
+                where="decoding",
+                remedy="Its parameters are damaged: decode with an earlier checkpoint",
+            )
+        self.finished[here] = kept.finished_SxN
+        self.scores[here] = kept.scores_SxN
+        self._lengths[here] = used.sum(-1)
+        samples = np.arange(first_sample, first_sample + number)
+        self._places.append((rows[:, None] * self.num_samples + samples).reshape(-1))
+        self._flat.append(
+            (kept.tokens_SxNxT[used], kept.log_probs_SxNxT[used], kept.tempered_log_probs_SxNxT[used])
+        )
+
+    def result(self) -> Translations:
+        """All rows in order."""
+        lengths = self._lengths.reshape(-1)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        places = np.concatenate([*self._places, np.zeros(0, np.int64)])
+        arrived = lengths[places]
+        # Where each token that came in goes: its row's offset plus its position within the row.
+        starts = np.cumsum(arrived) - arrived
+        target = np.repeat(offsets[:-1][places] - starts, arrived) + np.arange(arrived.sum())
+        columns = []
+        for index, dtype in enumerate((np.int32, np.float32, np.float32)):
+            column = np.zeros(offsets[-1], dtype)
+            column[target] = np.concatenate([*(flat[index] for flat in self._flat), np.zeros(0, dtype)])
+            columns.append(column)
+        tokens = RaggedTokens(columns[0], offsets)
+        return Translations(self.num_samples, tokens, columns[1], columns[2], self.finished, self.scores)
+
+
+class Translator:
+    """Decodes with one policy on one mesh. Programs are shared by all translators of the same configuration.
+
+    Args:
+      config: the network.
+      params: its parameters, unboxed; on the host or on devices.
+      mesh: sources are divided over its "data" axis, parameters over both.
+      batching: the fixed shapes.
+      allowed_vocab_size: ids from here on are never decoded, where the embedding table is larger than the
+        tokenizer's vocabulary; None allows all but padding.
+    """
+
+    def __init__(
+        self,
+        config: T5Config,
+        params: Params,
+        mesh: Mesh,
+        batching: DecodeBatching | None = None,
+        allowed_vocab_size: int | None = None,
+    ):
+        self.config, self.mesh = config, mesh
+        self.batching = batching or DecodeBatching()
+        self.allowed_vocab_size = allowed_vocab_size
+        self.update_params(params)
+
+    def update_params(self, params: Params) -> None:
+        """Goes on with other parameters of the same network; nothing is compiled anew.
+
+        Where they already lie on the mesh they are not copied, so a caller that donates them to a training
+        step gives this translator new ones before it decodes again.
+        """
+        self._params = jax.device_put(params, _param_shardings(self.config, self.mesh))
+
+    def sample(
+        self,
+        sources: RaggedTokens,
+        ids: np.ndarray,
+        num_samples: int,
+        key: jax.Array,
+        sampling: SamplingConfig,
+        progress: Progress | None = None,
+    ) -> Translations:
+        """Draws `num_samples` translations of each source.
+
+        Args:
+          sources: n token sequences, each ending with EOS.
+          ids: int64 [n], the sources' addresses: a sample depends on (key, id, sample index) and its source.
+          num_samples: N.
+          key: from `keys.stream_key`.
+          sampling: temperature, truncation, longest translation.
+          progress: called with the number of sources that were finished since the last call.
+
+        Raises:
+          DataError: a source is longer than the last bucket, or ids and sources differ in number.
+          NonFiniteError: the policy gives NaN.
+        """
+        if len(ids) != len(sources):
+            raise DataError(f"{len(ids)} ids for {len(sources)} sources", where="Translator.sample")
+        num_rows = self.batching.sample_batch or num_samples
+        program = _sample_program(self.config, sampling, num_rows, self.allowed_vocab_size, self.mesh)
+        high, low = keys.split_ids(ids)
+        end = np.uint32(num_samples)
+
+        def calls() -> Iterator[tuple[np.ndarray, int, Decoded]]:
+            for batch in self._batches(sources):
+                halves = (self._shard(batch.fill(high)), self._shard(batch.fill(low)))
+                inputs = (self._shard(batch.tokens_SxL), self._shard(batch.active_S), halves, key)
+                for first in range(0, num_samples, num_rows):
+                    yield batch.rows, first, program(self._params, *inputs, (np.uint32(first), end))
+
+        return self._collect(calls(), len(sources), num_samples, progress)
+
+    def greedy(
+        self, sources: RaggedTokens, max_length: int, progress: Progress | None = None
+    ) -> Translations:
+        """The translation of likeliest tokens of each source, N = 1.
+
+        Raises:
+          DataError: a source is longer than the last bucket.
+          NonFiniteError: the policy gives NaN.
+        """
+        program = _greedy_program(self.config, max_length, self.allowed_vocab_size, self.mesh)
+        return self._collect(self._search(program, sources), len(sources), 1, progress)
+
+    def beam(
+        self, sources: RaggedTokens, beam: BeamConfig, progress: Progress | None = None
+    ) -> Translations:
+        """The `beam_size` best translations of each source, best first.
+
+        Raises:
+          DataError: a source is longer than the last bucket.
+          NonFiniteError: the policy gives NaN.
+        """
+        program = _beam_program(self.config, beam, self.allowed_vocab_size, self.mesh)
+        return self._collect(self._search(program, sources), len(sources), beam.beam_size, progress)
+
+    def _search(self, program: Any, sources: RaggedTokens) -> Iterator[tuple[np.ndarray, int, Decoded]]:
+        for batch in self._batches(sources):
+            decoded = program(self._params, self._shard(batch.tokens_SxL), self._shard(batch.active_S))
+            yield batch.rows, 0, decoded
+
+    def _batches(self, sources: RaggedTokens) -> Iterator[_Batch]:
+        num_sources = self.batching.source_batch * self.mesh.shape["data"]
+        return plan_batches(sources, self.batching.source_lengths, num_sources)
+
+    def _shard(self, values: np.ndarray) -> jax.Array:
+        """Divides the leading dimension over "data"; every process holds all of `values`."""
+        sharding = NamedSharding(self.mesh, PartitionSpec("data"))
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    def _collect(
+        self,
+        calls: Iterator[tuple[np.ndarray, int, Decoded]],
+        num_sources: int,
+        num_samples: int,
+        progress: Progress | None,
+    ) -> Translations:
+        """Runs the calls, copying one's results to the host while the next computes."""
+        collector = _Collector(num_sources, num_samples)
+        waiting: tuple[np.ndarray, int, Decoded] | None = None
+
+        def take_in(rows: np.ndarray, first: int, decoded: Decoded) -> None:
+            collector.add(rows, first, _to_host(decoded))
+            if progress is not None and first + decoded.tokens_SxNxT.shape[1] >= num_samples:
+                progress(len(rows))
+
+        with use_mesh(self.mesh):
+            for call in calls:
+                jax.tree.map(lambda x: x.copy_to_host_async() if x.is_fully_addressable else None, call[2])
+                if waiting is not None:
+                    take_in(*waiting)
+                waiting = call
+            if waiting is not None:
+                take_in(*waiting)
+        return collector.result()
+
+
+@functools.lru_cache(maxsize=16)
+def _param_shardings(config: T5Config, mesh: Mesh) -> Any:
+    return param_shardings(mesh, abstract_params(config))
+
+
+def _to_host(decoded: Decoded) -> Decoded:
+    if decoded.tokens_SxNxT.is_fully_addressable:
+        return jax.device_get(decoded)
+    return multihost_utils.process_allgather(decoded, tiled=True)
