@@ -29,7 +29,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 def interval(estimate: Mapping[str, Any] | None, digits: int = 3) -> str:
     """The 95 % interval of an estimate: [0.601, 0.619]."""
     bounds = (estimate or {}).get("ci95")
-    return f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]" if bounds and None not in bounds else ""
+    return f"[{bounds[0]:.{digits}f}, {bounds[1]:.{digits}f}]" if bounds else ""
 
 
 def estimate(value: Mapping[str, Any] | None, digits: int = 3) -> str:

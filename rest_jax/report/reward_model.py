@@ -17,10 +17,9 @@ NOT_VALIDATED = (
 CORRUPTION_AIM = 0.9  # share of corrupted translations that should be ranked below their original
 _MEANINGS = {
     "permuted": "words in another order",
-    "repeated": "a part said again and again",
+    "repeated": "the sentence, or a phrase of it, said again",
     "truncated": "the end left out",
     "copied": "the source instead of a translation",
-    "copied_source": "the source instead of a translation",
     "empty": "nothing at all",
 }
 

@@ -17,6 +17,7 @@ from rest_jax import errors, files
 from rest_jax.training import logbook
 
 Json = dict[str, Any]
+ESTIMATES = ("reward", "bleu", "chrf", "reward_greedy", "bleu_samples", "chrf_samples")
 _IMPROVE_NAME = re.compile(r"g(\d+)_i(\d+)$")
 _MESH_BINDING = re.compile(r"^MeshConfig\.(\w+) = (.+)$", re.MULTILINE)
 
@@ -147,6 +148,7 @@ def _read_evaluations(run_dir: Path) -> list[Json]:
     evaluations = []
     for path in sorted(paths):
         evaluation = _read(path)
+        evaluation |= {key: _estimate(evaluation.get(key)) for key in ESTIMATES}
         wanting = [key for key in ("name", "grow", "improve", "reward") if evaluation.get(key) is None]
         if wanting:
             raise errors.IntegrityError(
@@ -158,6 +160,14 @@ def _read_evaluations(run_dir: Path) -> list[Json]:
             f"no evaluation in {run_dir / 'eval'}", remedy="Run evaluate first: a report needs one at least"
         )
     return sorted(evaluations, key=lambda e: (e["grow"], e["improve"], e["name"]))
+
+
+def _estimate(found: Json | None) -> Json | None:
+    """An estimate with a mean; one without is None, and bounds that are not both numbers are left out."""
+    if not found or found.get("mean") is None:
+        return None
+    bounds = found.get("ci95")
+    return {**found, "ci95": bounds if bounds and None not in bounds else None}
 
 
 def _read_grows(run_dir: Path) -> list[Json]:

@@ -13,9 +13,8 @@ from typing import Any
 from rich.table import Table
 
 from rest_jax.report import numbers
-from rest_jax.report.run_files import Json, RunFiles, read_run
+from rest_jax.report.run_files import ESTIMATES, Json, RunFiles, read_run
 
-ESTIMATES = ("reward", "bleu", "chrf", "reward_greedy", "bleu_samples", "chrf_samples")
 OVERLAP = {"bleu": "BLEU", "chrf": "chrF"}
 _PLAIN = (
     "name", "grow", "improve", "loss", "threshold", "threshold_quantile", "kept", "samples",
@@ -122,7 +121,7 @@ def divergences(run: RunFiles) -> list[Divergence]:
 
 def below_interval(estimate: Mapping[str, Any] | None, baseline: Mapping[str, Any] | None) -> bool:
     """Whether an estimate's mean lies below the 95 % interval of the baseline's."""
-    if not estimate or not baseline or not numbers.interval(baseline) or estimate.get("mean") is None:
+    if not estimate or not baseline or not numbers.interval(baseline):
         return False
     return bool(estimate["mean"] < baseline["ci95"][0])
 

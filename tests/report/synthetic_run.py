@@ -31,7 +31,8 @@ SENTENCES = [
 ]
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
@@ -245,7 +246,7 @@ def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 def build_run(run_dir: Path) -> Path:
     """Writes the whole run below `run_dir` and returns it. In Grow 2 the reward outruns chrF and BLEU."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    _write(run_dir / "eval/bc.json", evaluation(0, 0, 0.602, 21.4, 43.1))
+    write_json(run_dir / "eval/bc.json", evaluation(0, 0, 0.602, 21.4, 43.1))
     gains = [
         (0.640, 22.6, 44.0),
         (0.662, 23.1, 44.9),
@@ -255,8 +256,8 @@ def build_run(run_dir: Path) -> Path:
         (0.729, 19.4, 41.3),
     ]
     for (grow, improve), (reward, bleu, chrf) in zip(_steps(), gains, strict=True):
-        _write(run_dir / f"eval/g{grow}_i{improve}.json", evaluation(grow, improve, reward, bleu, chrf))
-        _write(
+        write_json(run_dir / f"eval/g{grow}_i{improve}.json", evaluation(grow, improve, reward, bleu, chrf))
+        write_json(
             run_dir / f"policy/g{grow}_i{improve}/fit.json",
             {
                 "best_step": 300,
@@ -269,7 +270,7 @@ def build_run(run_dir: Path) -> Path:
                 ],
             },
         )
-    _write(
+    write_json(
         run_dir / "policy/bc/fit.json",
         {
             "best_step": 2800,
@@ -280,11 +281,11 @@ def build_run(run_dir: Path) -> Path:
         },
     )
     for grow in (1, 2):
-        _write(run_dir / f"grow/g{grow}/summary.json", grow_summary(grow))
-    _write(run_dir / "reward/model/validation.json", validation())
+        write_json(run_dir / f"grow/g{grow}/summary.json", grow_summary(grow))
+    write_json(run_dir / "reward/model/validation.json", validation())
     _write_lines(run_dir / "metrics.jsonl", _metrics_lines())
     _write_lines(run_dir / "ledger.jsonl", _ledger_lines())
     (run_dir / "config.gin").write_text(CONFIG, encoding="utf-8")
     corpus = {"__class__": "HsgTatoebaCorpus", "source_language": "zh", "target_language": "en"}
-    _write(run_dir / "data/IDENTITY.json", {"phase": "vocab", "seed": 7, "corpus": corpus})
+    write_json(run_dir / "data/IDENTITY.json", {"phase": "vocab", "seed": 7, "corpus": corpus})
     return run_dir
