@@ -288,8 +288,9 @@ def _sample_sums(shard: CandidateShard) -> dict[str, float]:
         values = getattr(shard, name)
         if not np.isfinite(values).all():
             first = int((~np.isfinite(values)).argmax())
+            sample = f"sample {shard.sample[first]} of example {shard.example_id[first]}"
             raise errors.NonFiniteError(
-                f"sample {shard.sample[first]} of example {shard.example_id[first]} has the {name} {values[first]}",
+                f"{sample} has the {name} {values[first]}",
                 remedy="Check the policy's parameters: its training may have diverged",
             )
         sums[name] = float(np.sum(values, dtype=np.float64))

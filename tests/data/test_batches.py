@@ -350,3 +350,9 @@ def test_prefetch_raises_at_the_step_that_failed():
             given_.append(batch)
     assert given_ == [0, 1]
     assert threading.active_count() == threads
+
+
+def test_the_stream_of_examples_is_that_of_earlier_versions():
+    """A run begun with one version and resumed with another must not see other batches."""
+    data = _packed(_pairs(12), batch_size=2, seed=2**63)
+    assert data.ids_at(0).tolist() + data.ids_at(4).tolist() == [10, 59, 24, 80, 17, 66]

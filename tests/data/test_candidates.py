@@ -346,29 +346,39 @@ KILLS = [
     "after-shard:rewards-00001-of-00003.parquet",
     "before-seal:annotate",
 ]
+# One import, then a process for each kill.
 _JOB = """
-import sys
+import os, sys
 from pathlib import Path
 from tests.data import test_candidates as job
-folder = Path(sys.argv[1])
-job.write_store(folder)
-job.write_rewards(folder)
+for number, point in enumerate(job.KILLS):
+    child = os.fork()
+    if not child:
+        os.environ["REST_JAX_FAILPOINT"] = point
+        folder = Path(sys.argv[1]) / str(number)
+        job.write_store(folder)
+        job.write_rewards(folder)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == 9, point
 """
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Path:
+    """A folder with a store for each kill, as the kill left it."""
+    folder = tmp_path_factory.mktemp("killed")
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", _JOB, str(folder)], env=env, cwd=ROOT, check=True)
+    return folder
+
+
 @pytest.mark.parametrize("point", KILLS)
-def test_killed_and_resumed_ends_in_the_same_bytes(tmp_path, scored, point):
-    killed = tmp_path / "killed"
-    ended = subprocess.run(
-        [sys.executable, "-c", _JOB, str(killed)],
-        env={**os.environ, "REST_JAX_FAILPOINT": point, "JAX_PLATFORMS": "cpu"},
-        cwd=ROOT,
-        check=False,
-    )
-    assert ended.returncode == -9
-    assert write_store(killed).digest == files.read_seal(scored).digest
-    assert write_rewards(killed).digest == files.read_seal(scored / "rewards/chrf").digest
-    assert not [path for path in killed.rglob("*") if path.name.endswith(".tmp")]
+def test_killed_and_resumed_ends_in_the_same_bytes(killed, scored, point):
+    folder = killed / str(KILLS.index(point))
+    assert write_store(folder).digest == files.read_seal(scored).digest
+    assert write_rewards(folder).digest == files.read_seal(scored / "rewards/chrf").digest
+    assert not [path for path in folder.rglob("*") if path.name.endswith(".tmp")]
 
 
 def test_rewards_come_back_with_their_samples(scored):
