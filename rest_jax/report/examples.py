@@ -56,7 +56,7 @@ def _grow_examples(summary: Json, source_language: Any, target_language: Any) ->
     shown = []
     for example in summary["examples"][:MOST_EXAMPLES]:
         sides = "".join(
-            f"<div><h4>{title}</h4>{_texts(example.get(key) or [], target_language)}</div>"
+            f"<div><h4>{title}</h4>{_texts(_ranked(example, key), target_language)}</div>"
             for key, title in (("best", "Best samples"), ("worst", "Worst samples"))
         )
         shown.append(
@@ -72,6 +72,12 @@ def _grow_examples(summary: Json, source_language: Any, target_language: Any) ->
         paragraph(explanation) + "".join(shown),
         is_open=summary["grow"] == 1,
     )
+
+
+def _ranked(example: Json, key: str) -> list[Json]:
+    """The best samples best first, the worst samples worst first."""
+    sign = -1 if key == "best" else 1
+    return sorted(example.get(key) or [], key=lambda sample: sign * (sample.get("reward") or 0.0))
 
 
 def _pair(example: Json, source_language: Any, target_language: Any) -> str:
@@ -91,6 +97,8 @@ def _side(name: str, example: Json, language: Any) -> str:
 
 
 def _texts(samples: Sequence[Json], language: Any) -> str:
+    if not samples:
+        return '<p class="absent">(too few different samples)</p>'
     items = []
     for sample in samples:
         written = sample.get("text")

@@ -55,10 +55,15 @@ def script_json(value: Any) -> str:
     return raw
 
 
+def prose(sentence: str) -> str:
+    """A sentence as HTML text, in which a percentage stays on one line with its sign."""
+    return text(sentence).replace(" %", "\u00a0%")
+
+
 def paragraph(sentence: str, css_class: str = "") -> str:
     """A paragraph of plain text."""
     attribute = f' class="{text(css_class)}"' if css_class else ""
-    return f"<p{attribute}>{text(sentence)}</p>"
+    return f"<p{attribute}>{prose(sentence)}</p>"
 
 
 def estimate_cell(value: Mapping[str, Any] | None, digits: int = 3) -> str:
@@ -100,7 +105,7 @@ def chart(identifier: str, title: str, explanation: str, height: int = 340) -> s
     The height is set before the chart is drawn, so that the page does not jump.
     """
     return (
-        f"<figure><figcaption><strong>{text(title)}</strong> {text(explanation)}</figcaption>"
+        f"<figure><figcaption><strong>{text(title)}</strong> {prose(explanation)}</figcaption>"
         f'<div class="chart" id="{text(identifier)}" style="height:{height}px" role="img" '
         f'aria-label="{text(title)} {text(explanation)}"></div></figure>'
     )

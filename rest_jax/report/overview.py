@@ -11,7 +11,7 @@ from typing import Any
 from rest_jax.report import numbers
 from rest_jax.report.markup import Column, Section, details, facts, paragraph, table, text
 from rest_jax.report.run_files import RunFiles
-from rest_jax.report.summary import compare_with_baseline
+from rest_jax.report.summary import compare_with_baseline, divergence_sentence, divergences
 
 NOT_RECORDED = "not recorded"
 
@@ -20,7 +20,10 @@ def overview_section(run: RunFiles) -> Section:
     """Verdict, key figures and facts of the run."""
     verdict = compare_with_baseline(run)
     risen = verdict.disjoint and (verdict.gain or 0) > 0
-    body = [paragraph(verdict.sentence, "callout good" if risen else "callout"), _key_figures(run)]
+    body = [paragraph(verdict.sentence, "callout good" if risen else "callout")]
+    if divergences(run):
+        body.append(paragraph(divergence_sentence(run), "callout warn"))
+    body.append(_key_figures(run))
     if run.missing:
         items = "".join(f"<li>{text(note)}</li>" for note in run.missing)
         body.append(f'<div class="callout warn"><p>This report is partial.</p><ul>{items}</ul></div>')
@@ -62,11 +65,11 @@ def _key_figures(run: RunFiles) -> str:
             gain = f"{last['mean'] - before['mean']:+.{digits}f}".replace("-", "\u2212")
             change = f"{gain} to BC’s {numbers.number(before['mean'], digits)}"
         cards.append(
-            f'<div><span class="name">{name} of {text(run.last["name"])}</span>'
+            f'<div><span class="name">{name}</span>'
             f'<span class="value">{numbers.number(last["mean"], digits)}</span>'
             f'<span class="change">{text(change or numbers.interval(last, digits))}</span></div>'
         )
-    return f'<div class="cards">{"".join(cards)}</div>'
+    return f'<div class="cards" aria-label="{text(run.last["name"])}">{"".join(cards)}</div>'
 
 
 def _what_ran(run: RunFiles) -> list[tuple[str, str]]:

@@ -79,30 +79,40 @@ def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[floa
 
 
 def _corruptions(validation: Json) -> str:
+    of_samples = validation.get("corruptions_of_samples") or {}
     rows = []
     for kind, found in validation["corruptions"].items():
-        share, count = found.get("share_below"), found.get("n")
-        cell = numbers.percent(share)
-        if share is not None and count:
-            low, high = wilson_interval(share, count)
-            cell += f'<span class="interval">[{100 * low:.1f}, {100 * high:.1f}]</span>'
-        if share is not None and share < CORRUPTION_AIM:
-            cell = f'<span class="flag" title="Below the aim">▼</span> {cell}'
-        rows.append([text(kind), cell, text(numbers.count(count)), text(_MEANINGS.get(kind, ""))])
-    columns = (
+        cells = [_share_cell(found)]
+        if of_samples:
+            cells.append(_share_cell(of_samples.get(kind) or {}))
+        rows.append([text(kind), *cells, text(numbers.count(found.get("n"))), text(_MEANINGS.get(kind, ""))])
+    columns = [
         Column("Corruption", numeric=False),
-        Column("Ranked below its original ↑"),
-        Column("Pairs compared"),
-        Column("What it does", numeric=False),
-    )
+        Column("Of references ↑" if of_samples else "Ranked below ↑"),
+    ]
+    if of_samples:
+        columns.append(Column("Of samples ↑", meaning="Harder: the sample may be bad to begin with"))
+    columns += [Column("Pairs compared"), Column("What it does", numeric=False)]
     explanation = (
         "The test of broken translations: how often the reward model gives a corrupted translation less "
         "than the one it was made from. Higher is better, 100 % is perfect, 50 % is chance; ▼ marks less "
-        f"than {CORRUPTION_AIM:.0%}."
+        f"than {numbers.percent(CORRUPTION_AIM, 0)}."
     )
     return paragraph(explanation) + table(
         columns, rows, "Corrupted translations ranked below their originals"
     )
+
+
+def _share_cell(found: Json) -> str:
+    """A share with its interval, marked where it is below the aim."""
+    share, count = found.get("share_below"), found.get("n")
+    cell = numbers.percent(share)
+    if share is not None and count:
+        low, high = wilson_interval(share, count)
+        cell += f'<span class="interval">[{100 * low:.1f}, {100 * high:.1f}]</span>'
+    if share is not None and share < CORRUPTION_AIM:
+        cell = f'<span class="flag" title="Below the aim">▼</span> {cell}'
+    return cell
 
 
 def _scatter_figure(validation: Json) -> Figure:

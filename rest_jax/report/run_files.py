@@ -37,9 +37,9 @@ class RunFiles:
     Attributes:
       name: name of the run folder.
       evaluations: eval/*.json, the BC policy first, then by Grow and Improve step.
-      grows: grow/*/summary.json by Grow step.
+      grows: grow/*/summary.json by Grow step, with the thresholds of its Improve steps.
       validation: reward/model/validation.json, or None.
-      curves: phase -> metric -> curve, from metrics.jsonl and, where that has no such metric, fit.json.
+      curves: phase -> metric -> curve, from metrics.jsonl or, where that has nothing of a phase, fit.json.
       fits: policy/*/fit.json and reward/model/fit.json by phase ("policy/bc").
       ledger: lines of ledger.jsonl, in order.
       corpus: settings of the corpus with "__class__", from the identity of the data folder, or {}.
@@ -174,7 +174,19 @@ def _read_grows(run_dir: Path) -> list[Json]:
     """Summaries by Grow step, wherever below the Grow's folder they lie."""
     found = (_read(path) for path in sorted(run_dir.glob("grow/**/summary.json")))
     by_grow = {int(summary["grow"]): summary for summary in found}
+    for grow, summary in by_grow.items():
+        summary["thresholds"] = summary.get("thresholds") or _thresholds(run_dir, grow)
     return [by_grow[grow] for grow in sorted(by_grow)]
+
+
+def _thresholds(run_dir: Path, grow: int) -> list[Json]:
+    """The thresholds of a Grow step from the stories of its Improve steps."""
+    stories = []
+    for path in run_dir.glob(f"policy/g{grow}_i*/improve.json"):
+        step, story = improve_of(path.parent.name), _read(path)
+        if step is not None:
+            stories.append({**story, "improve": step[1], "quantile": story.get("threshold_quantile")})
+    return sorted(stories, key=lambda story: story["improve"])
 
 
 def _read_ledger(path: Path) -> list[Json]:
@@ -220,9 +232,9 @@ def _curves(lines: Iterable[Json], fits: Mapping[str, Json]) -> dict[str, dict[s
     for line in lines:
         add(str(line["phase"]), int(line["step"]), line.get("metrics") or {})
     for phase, fit in fits.items():
-        logged = set(points.get(phase, {}))
-        for row in fit.get("history") or []:
-            add(phase, int(row["step"]), {k: v for k, v in row.items() if k != "step" and k not in logged})
+        if phase not in points:
+            for row in fit.get("history") or []:
+                add(phase, int(row["step"]), {key: value for key, value in row.items() if key != "step"})
     return {
         phase: {
             metric: Curve(steps=sorted(by_step), values=[by_step[step] for step in sorted(by_step)])

@@ -11,6 +11,14 @@ from rest_jax.report import charts, numbers
 from rest_jax.report.markup import Column, Figure, Section, chart, paragraph, table, text
 from rest_jax.report.run_files import Json, RunFiles
 
+_FAULTS = {
+    "duplicates": "repeat another sample of their source",
+    "truncated": "were cut off at the maximum length",
+    "empty": "are empty",
+    "copies_of_source": "copy their source",
+    "repeated_ngram": "repeat a phrase within themselves",
+    "missing_rewards": "have no reward",
+}
 _THRESHOLD_COLUMNS = (
     Column("Improve step", numeric=False),
     Column("Quantile", meaning="Quantile of the rewards of this Grow step that τ was taken from"),
@@ -57,11 +65,15 @@ def _what_was_drawn(summary: Json) -> str:
     said = f"{numbers.count(samples)} samples of {numbers.count(sources)} sources"
     if samples and sources:
         said += f" ({samples / sources:.3g} each)"
-    if summary.get("duplicates") is not None and samples:
-        said += f"; {numbers.percent(summary['duplicates'] / samples)} repeat another sample of their source"
-    if summary.get("truncated") is not None and samples:
-        said += f", {numbers.percent(summary['truncated'] / samples)} were cut off at the maximum length"
+    faults = [
+        f"{numbers.percent(summary[key] / samples)} {words}"
+        for key, words in _FAULTS.items()
+        if samples and summary.get(key) is not None
+    ]
+    said += f". Of these, {', '.join(faults)}" if faults else ""
     said += f". Mean reward {numbers.number(reward.get('mean'))}"
+    if summary.get("dataset_reward"):
+        said += f" (dataset D: {numbers.number(summary['dataset_reward'].get('mean'))})"
     ordered = sorted((float(q), value) for q, value in quantiles.items())
     if ordered:
         said += "; quantiles " + ", ".join(f"{q:g}: {numbers.number(value)}" for q, value in ordered)

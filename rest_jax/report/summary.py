@@ -85,10 +85,8 @@ def compare_with_baseline(run: RunFiles) -> Verdict:
     if last is baseline:
         return Verdict(None, None, None, "Only the BC policy is evaluated so far.")
     gain = last["reward"]["mean"] - baseline["reward"]["mean"]
-    facing = (
-        f"{last['name']} has a mean reward of {numbers.estimate(last['reward'])}, {baseline['name']} "
-        f"{numbers.estimate(baseline['reward'])}"
-    )
+    last_mean, baseline_mean = numbers.estimate(last["reward"]), numbers.estimate(baseline["reward"])
+    facing = f"{last['name']} has a mean reward of {last_mean}, {baseline['name']} one of {baseline_mean}"
     if not numbers.interval(last["reward"]) or not numbers.interval(baseline["reward"]):
         return Verdict(
             last["name"], None, gain, f"{facing}: without intervals, noise cannot be told from gain."

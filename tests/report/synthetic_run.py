@@ -141,6 +141,9 @@ def grow_summary(grow: int) -> dict[str, Any]:
         "sources": 12_000,
         "duplicates": 8_211,
         "truncated": 402,
+        "empty": 31,
+        "copies_of_source": 0,
+        "dataset_reward": {"mean": float(dataset.mean()), "pairs": 12_000},
         "reward": {
             "mean": float(rewards.mean()),
             "quantiles": {str(q): float(np.quantile(rewards, q)) for q in (0.1, 0.25, 0.5, 0.75, 0.9)},
@@ -168,6 +171,9 @@ def validation() -> dict[str, Any]:
         "n": 4000,
         "sources": 500,
         "corruptions": {kind: {"share_below": share, "n": 500} for kind, share in shares.items()},
+        "corruptions_of_samples": {
+            kind: {"share_below": share - 0.06, "n": 480} for kind, share in shares.items()
+        },
         "rater": "automatic: sentence chrF against references",
         "signature": "learned:chrf|version:1|digest:0f3a9c",
         "scatter": np.stack([chrf, reward], axis=1).round(4).tolist(),
@@ -281,7 +287,12 @@ def build_run(run_dir: Path) -> Path:
         },
     )
     for grow in (1, 2):
-        write_json(run_dir / f"grow/g{grow}/summary.json", grow_summary(grow))
+        summary = grow_summary(grow)
+        if grow == 2:  # as the phases write it: thresholds in the stories of the Improve steps
+            for story in summary.pop("thresholds"):
+                story = {**story, "threshold_quantile": story["quantile"], "started_from": "…"}
+                write_json(run_dir / f"policy/g2_i{story.pop('improve')}/improve.json", story)
+        write_json(run_dir / f"grow/g{grow}/summary.json", summary)
     write_json(run_dir / "reward/model/validation.json", validation())
     _write_lines(run_dir / "metrics.jsonl", _metrics_lines())
     _write_lines(run_dir / "ledger.jsonl", _ledger_lines())

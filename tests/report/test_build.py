@@ -155,12 +155,12 @@ def test_reward_chart_shows_each_grow_with_error_bars_and_bc(figures):
 
 
 def test_histogram_shares_and_thresholds(figures, page):
-    figure = figures["chart-histogram-1"]
-    samples, dataset = figure["data"]
+    for name in ("chart-histogram-1", "chart-histogram-2"):
+        taus = [shape["x0"] for shape in figures[name]["layout"]["shapes"]]
+        assert len(taus) == 3 and taus == sorted(taus)
+    samples, dataset = figures["chart-histogram-1"]["data"]
     assert sum(samples["y"]) == pytest.approx(100) and sum(dataset["y"]) == pytest.approx(100)
     assert sum(samples["customdata"]) == 96_000
-    taus = [shape["x0"] for shape in figure["layout"]["shapes"]]
-    assert len(taus) == 3 and taus == sorted(taus)
     assert "38,400" in page.text  # survivors of the 0.6 quantile
     assert "1,260" in page.text  # sources with none
 

@@ -76,10 +76,13 @@ def test_resumed_and_torn_metrics_are_read_once(tmp_path):
              for s, v in ((20, 3.0), (40, 9.0), (40, 2.0))]  # fmt: skip
     text = "\n".join(json.dumps(line) for line in lines) + '\n{"time": "t", "pha'
     (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8")
+    write_json(tmp_path / "policy/bc/fit.json", {"history": [{"step": 40, "train/loss": 7.0}]})
     write_json(
-        tmp_path / "policy/bc/fit.json", {"history": [{"step": 40, "valid/loss": 2.5, "train/loss": 7.0}]}
+        tmp_path / "reward/model/fit.json", {"history": [{"step": 5, "valid/loss": 2.5, "valid/mse": None}]}
     )
-    curves = read_run(tmp_path).curves["policy/bc"]
-    assert (curves["train/loss"].steps, curves["train/loss"].values) == ([20, 40], [3.0, 2.0])
-    assert curves["valid/loss"].values == [2.5]  # which only fit.json has
-    assert "bad" not in curves
+    curves = read_run(tmp_path).curves
+    loss = curves["policy/bc"]["train/loss"]
+    assert (loss.steps, loss.values) == ([20, 40], [3.0, 2.0])
+    assert "bad" not in curves["policy/bc"]
+    assert curves["reward/model"]["valid/loss"].values == [2.5]  # which only fit.json has
+    assert "valid/mse" not in curves["reward/model"]
