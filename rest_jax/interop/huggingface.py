@@ -7,7 +7,10 @@ transformers is needed for that; if they are installed, the export also compares
 Tied and untied heads. T5 1.1 has a head of its own and does not scale the decoder's output; a tied head
 multiplies it by emb_dim ** -0.5 on both sides. transformers 5 forgets `tie_word_embeddings: false` while it
 builds the model, and unties again (with a warning) when it finds `lm_head.weight` in the file beside another
-`shared.weight`, so an untied head is always written and a tied one never.
+`shared.weight`, so an untied head is always written and a tied one never. That warning advises to set
+`config.tie_word_embeddings = False`, which in transformers 5 unties the embeddings of the two stacks as well;
+so with an untied head they are written under all three names, as in Google's own T5 1.1 files, and both ways
+of loading give the same model.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ LOGITS_TOLERANCE = 1e-3
 
 _INDEX_NAME = "model.safetensors.index.json"
 _LAYER_NORM_EPSILON = 1e-6
+_EMBEDDING_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 # Hugging Face's "gelu" behind "gated-" is the tanh approximation, as flax's.
 _FEED_FORWARD = {
     "gated-gelu": ("gelu", "linear"),
@@ -66,6 +70,8 @@ class ExportReport:
 def params_to_hf_state(params: Mapping[str, Any], config: T5Config) -> dict[str, np.ndarray]:
     """Renames and transposes a parameter tree into a Hugging Face state dict, float32.
 
+    With an untied head the embedding also stands under its names in the two stacks.
+
     Raises:
       ConfigError: the tree is not that of `config`.
     """
@@ -76,6 +82,8 @@ def params_to_hf_state(params: Mapping[str, Any], config: T5Config) -> dict[str,
         array = np.asarray(jax.device_get(flat[parameter.path]), np.float32)
         # Contiguous, since safetensors writes the memory as it lies.
         state[parameter.hf_name] = np.ascontiguousarray(array.T if parameter.transposed else array)
+    if not config.logits_via_embedding:
+        state |= dict.fromkeys(_EMBEDDING_COPIES, state["shared.weight"])
     return state
 
 
@@ -112,8 +120,9 @@ def hf_state_to_params(state: Mapping[str, np.ndarray], config: T5Config) -> dic
 
 
 def _is_copy_of_embedding(name: str, state: Mapping[str, np.ndarray]) -> bool:
-    copies = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
-    return name in copies and np.array_equal(state[name], state["shared.weight"])
+    return name in (*_EMBEDDING_COPIES, "lm_head.weight") and np.array_equal(
+        state[name], state["shared.weight"]
+    )
 
 
 def config_to_hf(config: T5Config) -> dict[str, Any]:
