@@ -32,7 +32,7 @@ def diagnostics(
       truncated: whether each translation [n] reached the length limit before its end of sentence.
 
     Returns:
-      length_ratio: words of the hypotheses over words of the references (1 where both have none).
+      length_ratio: words of the hypotheses over words of the references.
       copy_rate: share of hypotheses equal to their source, but for case and spaces.
       empty_rate: share without any text.
       truncated_rate: share cut off at the length limit (0 where not given).
@@ -49,7 +49,7 @@ def diagnostics(
     expected = sum(len(words.split_words(text)) for text in references)
     copies = [is_copy(s, h) for s, h in zip(sources, hypotheses, strict=True)]
     return {
-        "length_ratio": produced / expected if expected else 1.0 if not produced else float(produced),
+        "length_ratio": produced / max(expected, 1),
         "copy_rate": _share(copies),
         "empty_rate": _share([not text.strip() for text in hypotheses]),
         "truncated_rate": _share([bool(flag) for flag in flags]),

@@ -5,8 +5,9 @@ says so; a first line of these words names the columns, and then `kind` and `exa
 
 The automatic rater stands in where there are no human ratings, and is said to be automatic. Its scores are
 sentence chrF against a reference; to those it adds damaged translations (appendix A.5 of
-arXiv:2308.08998), which must lie below what they were made from. chrF alone would not see to that: a
-permuted sentence keeps most of its character n-grams.
+arXiv:2308.08998), which must lie below what they were made from; chrF alone would not see to that: a
+permuted sentence keeps most of its character n-grams. Good translations of other sources teach the model to
+read the source: without them it can do well by judging fluency alone.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from rest_jax.metrics.diagnostics import is_copy
 from rest_jax.rewards.corruptions import Corruption, corrupt
 from rest_jax.rewards.overlap import SentenceChrf
 
-RATED, REFERENCE, SAMPLE = "rated", "reference", "sample"
+RATED, REFERENCE, SAMPLE, UNRELATED = "rated", "reference", "sample", "unrelated"
 COLUMNS = ("source", "hypothesis", "score", "kind", "example_id")
 _REQUIRED = 3
 _TRANSFORMS = ("none", "rank")
+# What the rater draws for an example, by its address.
+_REFERENCE_DRAW, _CORRUPTION_DRAW, _UNRELATED_DRAW = 1, 2, 3
 # The variant of a corruption says what was damaged; samples count from 1.
 _REFERENCE_VARIANT = 0
 
@@ -42,7 +45,8 @@ class Rating:
       source: what was translated.
       hypothesis: the translation; may be empty.
       score: in [0, 1], higher is better.
-      kind: "rated" (by people), "reference", "sample", or the name of a corruption.
+      kind: "rated" (by people), "reference", "sample", "unrelated" (another source's reference), or the
+        name of a corruption.
       example_id: of the example; -1 where there is none.
     """
 
@@ -61,6 +65,7 @@ class RaterConfig:
       samples_per_source: different samples of the policy that are rated for each source, at most.
       corruptions_per_source: damaged translations added for each source, at most.
       corruption_kinds: which damage, in turn; names of `corruptions.Corruption`.
+      unrelated_per_source: references of other sources rated as translations of each, at most.
       corruption_factor: a damaged translation scores at most this share of its original.
       reference_share: share of the sources whose reference is rated too. A reference scores 1 by
         definition; some are needed, since the reward also ranks the dataset D, and with all of them a model
@@ -72,6 +77,7 @@ class RaterConfig:
 
     samples_per_source: int = 4
     corruptions_per_source: int = 2
+    unrelated_per_source: int = 1
     corruption_kinds: tuple[str, ...] = tuple(kind.value for kind in Corruption)
     corruption_factor: float = 0.5
     reference_share: float = 0.5
@@ -83,6 +89,7 @@ class RaterConfig:
         checks = (
             (self.samples_per_source >= 0, "samples_per_source", "Give 0 or more"),
             (self.corruptions_per_source >= 0, "corruptions_per_source", "Give 0 or more"),
+            (self.unrelated_per_source >= 0, "unrelated_per_source", "Give 0 or more"),
             (not unknown, "corruption_kinds", f"Choose from {', '.join(Corruption)}"),
             (
                 bool(self.corruption_kinds) or not self.corruptions_per_source,
@@ -110,12 +117,12 @@ def rate_automatically(
 ) -> list[Rating]:
     """Rates samples and references by sentence chrF, and adds damaged ones below their originals.
 
-    For each source: its reference (for a share of the sources), its first different samples, and
-    corruptions of the reference and of samples in turn. Scores: chrF / 100 against the reference; a damaged
-    translation the smaller of its own chrF and `corruption_factor` times its original's score; an empty
-    translation and a copy of the source 0, whether made here or sampled (unless the reference is a copy,
-    too). An original that scores 0 is not damaged, as nothing can lie below it. What one example gives does
-    not depend on the others, but for the ranks of score_transform = "rank".
+    For each source: its reference (for a share of the sources), its first different samples, corruptions of
+    the reference and of samples in turn, and references of other sources. Scores: chrF / 100 against the
+    reference; a damaged translation the smaller of its own chrF and `corruption_factor` times its original's
+    score; an empty translation and a copy of the source 0, whether made here or sampled (unless the reference
+    is a copy, too). An original that scores 0 is not damaged, as nothing can lie below it. What one example gives does
+    not depend on the others, but for unrelated references and the ranks of score_transform = "rank".
 
     Args:
       sources: [n].
@@ -126,7 +133,7 @@ def rate_automatically(
       config: how many of what.
 
     Returns:
-      Ratings, source by source: the reference, samples, corruptions.
+      Ratings, source by source: the reference, samples, corruptions, unrelated references.
 
     Raises:
       DataError: the lists are empty or differ in length.
@@ -140,8 +147,10 @@ def rate_automatically(
         )
     rater = _Rater(seed, config)
     ratings = []
-    for source, reference, texts, example_id in zip(sources, references, samples, example_ids, strict=True):
-        ratings += rater.rate(source, reference, texts, int(example_id))
+    for row, (source, reference) in enumerate(zip(sources, references, strict=True)):
+        example_id = int(example_ids[row])
+        ratings += rater.rate(source, reference, samples[row], example_id)
+        ratings += rater.rate_unrelated(source, reference, references, example_id)
     if config.score_transform == "rank":
         ranks = rank_scores(np.array([rating.score for rating in ratings]))
         ratings = [dataclasses.replace(r, score=float(s)) for r, s in zip(ratings, ranks, strict=True)]
@@ -163,7 +172,7 @@ class _Rater:
 
     def rate(self, source: str, reference: str, samples: Sequence[str], example_id: int) -> list[Rating]:
         config = self._config
-        generator = np.random.Generator(np.random.Philox(key=np.array([self._seed, example_id], np.uint64)))
+        generator = self._generator(example_id, _REFERENCE_DRAW)
         different = [text for text in dict.fromkeys(samples) if text != reference]
         originals = [reference, *different[: config.samples_per_source]]
         scores = self._natural_scores(source, reference, originals)
@@ -175,6 +184,22 @@ class _Rater:
         if generator.random() >= config.reference_share:
             del ratings[0]
         return ratings + self._corruptions(source, reference, originals, scores, example_id)
+
+    def rate_unrelated(
+        self, source: str, reference: str, references: Sequence[str], example_id: int
+    ) -> list[Rating]:
+        """Rates other references, drawn with replacement; one that is this reference is passed over."""
+        count = self._config.unrelated_per_source
+        drawn = self._generator(example_id, _UNRELATED_DRAW).integers(len(references), size=count)
+        texts = [references[row] for row in dict.fromkeys(drawn.tolist()) if references[row] != reference]
+        scores = self._natural_scores(source, reference, texts)
+        rated = zip(texts, scores, strict=True)
+        return [Rating(source, text, score, UNRELATED, example_id) for text, score in rated]
+
+    def _generator(self, example_id: int, draw: int) -> np.random.Generator:
+        # The upper counter words keep these draws apart from the corruptions' own, which leave word 1 at 0.
+        key, counter = np.array([self._seed, example_id], np.uint64), np.array([0, draw, 0, 0], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
     def _natural_scores(self, source: str, reference: str, texts: Sequence[str]) -> list[float]:
         scores = self._chrf.score([source] * len(texts), texts, [reference] * len(texts))
@@ -190,9 +215,7 @@ class _Rater:
         damageable = [i for i, score in enumerate(scores) if score > 0.0]
         if not damageable or not config.corruptions_per_source:
             return []
-        # Counter words 1-3 set the addresses of the corruptions' own draws apart from this one.
-        key = np.array([self._seed, example_id], np.uint64)
-        generator = np.random.Generator(np.random.Philox(key=key, counter=np.array([0, 1, 0, 0], np.uint64)))
+        generator = self._generator(example_id, _CORRUPTION_DRAW)
         ratings: list[Rating] = []
         for kind in generator.permutation(np.array(config.corruption_kinds)):
             if len(ratings) == config.corruptions_per_source:

@@ -3,11 +3,13 @@
 Floor 4. Two questions on sources that the reward was not trained on: does it order translations as their
 ratings do, over all of them and among those of one source (what a filter and best-of-N live on); and does
 it rank each corruption (appendix A.5 of arXiv:2308.08998) strictly below the translation it was made from?
-A good correlation alone is not enough: a policy finds what the reward does not see.
+A good correlation alone is not enough: a policy finds what the reward does not see. That a good translation
+of another source is ranked below the own one shows that the reward reads the source at all.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +19,7 @@ from rest_jax import errors
 from rest_jax.metrics import rank
 from rest_jax.rewards.corruptions import Corruption, corrupt
 from rest_jax.rewards.protocol import Reward, checked_scores
-from rest_jax.rewards.ratings import REFERENCE, Rating
+from rest_jax.rewards.ratings import REFERENCE, UNRELATED, Rating
 
 AUTOMATIC_RATER = "automatic: sentence chrF against references"
 SCATTER_POINTS = 500
@@ -28,11 +30,12 @@ def validate_reward(
 ) -> dict[str, Any]:
     """Judges a reward on held-out ratings.
 
-    Correlations are over translations alone: references, which an overlap metric gives 1 by definition, and
-    corruptions among the ratings are left out, as both are easy and would raise the figure. Corruptions are
-    made anew here, of every kind: of the reference of each source or, where a source has none, of its best
-    rated translation ("corruptions"); and of one further translation of each ("corruptions_of_samples"),
-    which is harder, since that may be bad to begin with. Pairs with a missing reward are not counted.
+    Correlations are over translations alone: references, which an overlap metric gives 1 by definition,
+    corruptions and unrelated references among the ratings are left out, as they are easy and would raise the
+    figure. Corruptions are made anew here, of every kind: of the reference of each source or, where a source
+    has none, of its best rated translation ("corruptions"); and of one further translation of each
+    ("corruptions_of_samples"), which is harder, since that may be bad to begin with. "unrelated" compares the
+    same best translations with those of the next source. Pairs with a missing reward are not counted.
 
     Args:
       reward: what is judged; one that needs references finds them among the ratings.
@@ -43,12 +46,13 @@ def validate_reward(
     Returns:
       JSON-able: spearman, kendall (pooled), spearman_within_source, kendall_within_source (means over
       sources), n, sources, missing, corruptions and corruptions_of_samples ({kind: {"share_below", "n"}}),
-      rater, signature, scatter ([[score, reward], …], at most 500). What does not exist is None.
+      unrelated ({"share_below", "n"}), rater, signature, scatter ([[score, reward], …], at most 500). What
+      does not exist is None.
 
     Raises:
       DataError: no translation is rated; or the reward needs references and one is missing.
     """
-    kinds = {*Corruption, REFERENCE}
+    kinds = {*Corruption, REFERENCE, UNRELATED}
     judged = [rating for rating in ratings if rating.kind not in kinds]
     if not judged:
         raise errors.DataError(
@@ -71,6 +75,7 @@ def validate_reward(
         "missing": int((~present).sum()),
         "corruptions": corruption_report(reward, best, seed, references),
         "corruptions_of_samples": corruption_report(reward, others, seed, references),
+        "unrelated": _unrelated_report(reward, best, references),
         "rater": rater,
         "signature": reward.signature(),
         "scatter": _scatter(scores[present], rewards[present], seed),
@@ -107,10 +112,26 @@ def corruption_report(
     for (kind, row, _), value in zip(pairs, of_damaged, strict=True):
         if not np.isnan([value, of_original[row]]).any():
             below[kind].append(bool(value < of_original[row]))
-    return {
-        kind.value: {"share_below": float(np.mean(flags)) if flags else None, "n": len(flags)}
-        for kind, flags in below.items()
-    }
+    return {kind.value: _share_below(flags) for kind, flags in below.items()}
+
+
+def _unrelated_report(
+    reward: Reward, originals: Sequence[Rating], references: dict[Any, str]
+) -> dict[str, Any]:
+    """How often the translation of the next source is rewarded strictly less than the own one."""
+    pairs = [
+        (own, dataclasses.replace(own, hypothesis=other.hypothesis))
+        for own, other in zip(originals, [*originals[1:], *originals[:1]], strict=True)
+        if own.hypothesis != other.hypothesis
+    ]
+    of_own = _rewards(reward, [own for own, _ in pairs], references)
+    of_other = _rewards(reward, [other for _, other in pairs], references)
+    present = ~(np.isnan(of_own) | np.isnan(of_other))
+    return _share_below((of_other < of_own)[present].tolist())
+
+
+def _share_below(flags: Sequence[bool]) -> dict[str, Any]:
+    return {"share_below": float(np.mean(flags)) if flags else None, "n": len(flags)}
 
 
 def _rewards(reward: Reward, rated: Sequence[Rating], references: dict[Any, str]) -> np.ndarray:

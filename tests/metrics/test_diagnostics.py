@@ -40,7 +40,7 @@ def test_an_empty_output_is_no_copy_of_an_empty_source():
 
 def test_nothing_at_all_still_gives_numbers():
     result = d.diagnostics([""], [""], [""])
-    assert result["length_ratio"] == 1.0
+    assert result["length_ratio"] == 0.0
     assert result["distinct_1"] == result["distinct_2"] == 0.0
     assert d.diagnostics(["too long"], [""], ["x"])["length_ratio"] == 2.0
 

@@ -123,7 +123,19 @@ def test_ratings_depend_on_seed_and_example_alone():
     assert whole == _rated(seed=4)
     assert whole != _rated(seed=5)
     tail = r.rate_automatically(SOURCES[30:], REFERENCES[30:], SAMPLES[30:], IDS[30:], 4, RaterConfig())
-    assert tail == [x for x in whole if x.example_id >= IDS[30]]
+    of_the_example = [x for x in tail if x.kind != "unrelated"]
+    assert of_the_example == [x for x in whole if x.example_id >= IDS[30] and x.kind != "unrelated"]
+
+
+def test_unrelated_references_score_their_chrf_and_are_never_the_own_one():
+    unrelated = [x for x in _rated(unrelated_per_source=3) if x.kind == "unrelated"]
+    assert len(unrelated) > 60
+    for rating in unrelated:
+        own = REFERENCES[IDS.index(rating.example_id)]
+        assert rating.hypothesis in REFERENCES
+        assert rating.hypothesis != own
+        assert rating.score == pytest.approx(sacrebleu.sentence_chrf(rating.hypothesis, [own]).score / 100)
+    assert not [x for x in _rated(unrelated_per_source=0) if x.kind == "unrelated"]
 
 
 def test_rank_keeps_the_order_and_spreads_the_scores():
@@ -154,6 +166,7 @@ def test_ranks_by_hand_with_ties():
     [
         {"samples_per_source": -1},
         {"corruptions_per_source": -1},
+        {"unrelated_per_source": -1},
         {"corruption_kinds": ("burnt",)},
         {"corruption_kinds": ()},
         {"corruption_factor": 1.0},

@@ -51,6 +51,7 @@ def test_the_rater_itself_is_a_perfect_reward():
     assert set(report["corruptions"]) == set(Corruption)
     for entry in report["corruptions"].values():
         assert entry == {"share_below": 1.0, "n": 40}
+    assert report["unrelated"] == {"share_below": 1.0, "n": 40}
     assert report["sources"] == 40
     assert report["signature"] == SentenceChrf().signature()
 
@@ -79,6 +80,12 @@ def test_a_reward_that_likes_length_is_caught_by_repetition():
     assert report["repeated"] == {"share_below": 0.0, "n": 40}
     assert report["empty"] == report["truncated"] == {"share_below": 1.0, "n": 40}
     assert report["permuted"] == {"share_below": 0.0, "n": 40}  # as long: not strictly below
+
+
+def test_a_reward_that_does_not_read_the_source_takes_any_good_translation():
+    fluent = ByFunction(lambda s, h: 0.0 if "other" in h else sum(map(ord, h)) % 97)
+    found = validate_reward(fluent, _held_out(200), seed=0)["unrelated"]
+    assert found["share_below"] == pytest.approx(0.5, abs=0.1)
 
 
 def test_a_constant_reward_has_no_correlation_and_sees_nothing():
