@@ -63,7 +63,7 @@ def examine() -> list[Finding]:
     for examination in examinations:
         try:
             findings.extend(examination())
-        except Exception as error:  # noqa: BLE001 (a broken package may raise anything on import)
+        except Exception as error:  # a broken package may raise anything on import
             said = str(error).strip() or type(error).__name__
             name = f"examination of {examination.__name__.strip('_').replace('_', ' ')}"
             findings.append(

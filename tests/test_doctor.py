@@ -108,7 +108,7 @@ def test_absent_corpus_is_named_with_its_remedy(monkeypatch):
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(monkeypatch):
-    def refuse(dir):  # noqa: A002 (the name that tempfile has)
+    def refuse(dir):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(doctor.tempfile, "TemporaryFile", refuse)

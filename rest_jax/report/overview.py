@@ -69,7 +69,7 @@ def _key_figures(run: RunFiles) -> str:
             f'<span class="value">{numbers.number(last["mean"], digits)}</span>'
             f'<span class="change">{text(change or numbers.interval(last, digits))}</span></div>'
         )
-    return f'<div class="cards" aria-label="{text(run.last["name"])}">{"".join(cards)}</div>'
+    return f'<div class="cards" role="group" aria-label="{text(run.last["name"])}">{"".join(cards)}</div>'
 
 
 def _what_ran(run: RunFiles) -> list[tuple[str, str]]:
