@@ -11,7 +11,7 @@
 #   --devices=N     virtual CPU devices a process (default: 1)
 #   --port=P        port of the coordinator (default: a free one)
 #   --logs=FOLDER   where processes 1 and up write their output (default: a temporary folder, which is printed)
-#   --grace=S       seconds that the others get between SIGTERM and SIGKILL when one has died (default: 10)
+#   --grace=S       seconds that the others get between SIGTERM and SIGKILL when one has ended (default: 30)
 #   --restarts=N    start all again up to N times after a preemption or death by a signal (default: 0)
 #   --dry-run       print every command and run none
 #   --help          print this
@@ -27,7 +27,7 @@ processes=2
 devices=1
 port=""
 logs=""
-grace=10
+grace=30
 restarts=0
 command=()
 while (($#)); do

@@ -135,7 +135,7 @@ python3 -m pip install --quiet --user uv; \
 run_verb() {
   (($#)) || fail "run: no verb (see --help)"
   local program setting="cd ~/rest_jax && source launch/env/tpu.env"
-  program="~/rest_jax_env/bin/python -m rest_jax.main $(shown "$@" --multiprocess)"
+  program="../rest_jax_env/bin/python -m rest_jax.main $(shown "$@" --multiprocess)"
   if ((detach)); then
     on_all_hosts "${setting} && { nohup ${program} >run.log 2>&1 </dev/null & echo \$! >run.pid; }"
   else
