@@ -374,7 +374,8 @@ class SeqioCorpus(CorpusOptions):
       train_split: split to train on.
       valid_split: for validation; None holds it out of train.
       test_split: for test; None holds it out of train.
-      max_rows: at most this many rows of each split; a Mixture without end needs it. None is no limit.
+      max_rows: at most this many rows of each split; None is no limit. A Mixture gives one pass, which ends
+        where seqio ends it: with the first of its tasks that has no more rows.
     """
 
     mixture_or_task_name: str

@@ -128,9 +128,10 @@ def register_task(
     name: str, splits: Mapping[str, Sequence[tuple[int, str, str]]], vocabulary: Vocabulary
 ) -> seqio.Task:
     """Puts `make_task` into seqio's registry, in the place of an earlier one of this name."""
-    if name in seqio.TaskRegistry.names():
-        seqio.TaskRegistry.remove(name)
-    return seqio.TaskRegistry.add_provider(name, make_task(name, splits, vocabulary))
+    task = make_task(name, splits, vocabulary)
+    seqio.TaskRegistry.remove(name)
+    seqio.TaskRegistry.add_provider(name, task)
+    return task
 
 
 def tokenize_split(

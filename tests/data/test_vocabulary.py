@@ -14,7 +14,29 @@ from hypothesis import strategies as st
 from rest_jax import errors
 from rest_jax.data.vocabulary import Vocabulary, VocabularyConfig, clean, train_vocabulary
 
-SYLLABLES = "ba ce di fo gu hal jem kin lor mu nat pes qui rob sut tav wex yor zan dog cat".split()
+SYLLABLES = [
+    "ba",
+    "ce",
+    "di",
+    "fo",
+    "gu",
+    "hal",
+    "jem",
+    "kin",
+    "lor",
+    "mu",
+    "nat",
+    "pes",
+    "qui",
+    "rob",
+    "sut",
+    "tav",
+    "wex",
+    "yor",
+    "zan",
+    "dog",
+    "cat",
+]
 
 
 def sentences(count: int = 400) -> list[str]:
