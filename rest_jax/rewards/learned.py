@@ -15,7 +15,7 @@ import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import numpy as np
@@ -132,7 +132,7 @@ class LearnedReward:
           DataError: not as many hypotheses as sources.
           NonFiniteError: the model gives NaN.
         """
-        check_texts(self.spec, sources, hypotheses, None)  # type: ignore[arg-type]
+        check_texts(self.spec, sources, hypotheses, None)
         source_rows, cut_sources = _ended(sources, self.max_source_length)
         hypothesis_rows, cut_hypotheses = _ended(hypotheses, self.max_hypothesis_length)
         if cut_sources or cut_hypotheses:
@@ -209,7 +209,7 @@ def _score_program(config: T5Config, mesh: Mesh) -> Any:
 
     def run(params: Params, encoder_BxL: jax.Array, decoder_BxT: jax.Array) -> jax.Array:
         logits_B = RewardModel(config).apply({"params": params}, encoder_BxL, decoder_BxT)
-        return jax.nn.sigmoid(logits_B.astype("float32"))  # type: ignore[union-attr]
+        return jax.nn.sigmoid(cast(jax.Array, logits_B))
 
     return jax.jit(run, out_shardings=replicated(mesh))
 

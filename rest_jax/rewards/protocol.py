@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -89,10 +89,8 @@ def checked_scores(
     return checked_range(spec, reward.score(sources, hypotheses, references), len(hypotheses))
 
 
-def check_texts(
-    spec: RewardSpec, sources: Sequence[str], hypotheses: Sequence[str], references: Sequence[str] | None
-) -> None:
-    """Checks that the texts to score belong together.
+def check_texts(spec: RewardSpec, sources: Sized, hypotheses: Sized, references: Sized | None) -> None:
+    """Checks that the texts (or tokens) to score belong together.
 
     Raises:
       DataError: they differ in number, or references are needed and not given.

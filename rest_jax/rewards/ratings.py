@@ -121,8 +121,8 @@ def rate_automatically(
     the reference and of samples in turn, and references of other sources. Scores: chrF / 100 against the
     reference; a damaged translation the smaller of its own chrF and `corruption_factor` times its original's
     score; an empty translation and a copy of the source 0, whether made here or sampled (unless the reference
-    is a copy, too). An original that scores 0 is not damaged, as nothing can lie below it. What one example gives does
-    not depend on the others, but for unrelated references and the ranks of score_transform = "rank".
+    is a copy, too). An original that scores 0 is not damaged, as nothing can lie below it. What one example
+    gives does not depend on the others, but for unrelated references and the ranks of score_transform.
 
     Args:
       sources: [n].
