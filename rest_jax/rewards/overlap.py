@@ -55,8 +55,6 @@ class _SentenceOverlap:
         return scores
 
     def _score_one(self, hypothesis: str, reference: str) -> float:
-        if not hypothesis.strip() or not reference.strip():
-            return 0.0
         # An exact match comes out as 100.00000000000004.
         return min(float(self._metric.sentence_score(hypothesis, [reference]).score) / _SCALE, 1.0)
 

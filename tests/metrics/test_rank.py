@@ -87,6 +87,12 @@ def test_mean_within_averages_groups_and_skips_those_without_an_order():
     assert rank.mean_within(x[6:], y[6:], groups[6:]) is None
 
 
+def test_a_group_without_correlation_counts_as_zero():
+    x, y, groups = [1, 2, 3, 4, 1, 2], [2, 4, 1, 3, 1, 2], [0, 0, 0, 0, 1, 1]
+    assert rank.kendall(x[:4], y[:4]) == 0.0
+    assert rank.mean_within(x, y, groups, rank.kendall) == pytest.approx(0.5)
+
+
 def test_within_group_order_can_contradict_the_pooled_one():
     x, y = [1, 2, 11, 12], [2, 1, 12, 11]
     assert rank.spearman(x, y) > 0

@@ -92,6 +92,7 @@ def test_a_constant_reward_has_no_correlation_and_sees_nothing():
     report = validate_reward(ByFunction(lambda s, h: 0.5), _held_out(), seed=0)
     assert report["spearman"] is report["kendall"] is report["spearman_within_source"] is None
     assert all(entry["share_below"] == 0.0 for entry in report["corruptions"].values())
+    assert report["unrelated"] == {"share_below": 0.0, "n": 40}
     json.dumps(report, allow_nan=False)
 
 
