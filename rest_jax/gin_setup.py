@@ -53,6 +53,7 @@ CONFIGURABLES: tuple[type, ...] = (
     experiment.EvaluationConfig,
     experiment.Experiment,
 )
+_NAMES = [cls.__name__ for cls in CONFIGURABLES]
 _MACRO = "gin.macro"
 
 
@@ -86,14 +87,13 @@ def load_experiment(
     paths = search_paths(gin_search_paths)
     for name in gin_files:
         _require_file(name, paths)
+    with gin.unlock_config():
+        _parse(gin_files, bindings, paths)
+    _check_values()
     try:
-        with gin.unlock_config():
-            _parse(gin_files, bindings, paths)
         built = gin.get_configurable("Experiment")()
-    except errors.RestError:
-        raise
     except Exception as error:
-        raise _as_config_error(error) from error
+        raise _without_gin_frames(error) from error
     _check_all_read()
     _check_types(built, "Experiment")
     return built
@@ -119,18 +119,18 @@ def _parse(gin_files: Sequence[str], bindings: Sequence[str], paths: Sequence[st
     gin.config._LOCATION_PREFIXES[:] = list(paths)
     for name in gin_files:
         text_file = next(Path(folder) / name for folder in paths if (Path(folder) / name).is_file())
-        _refuse_code(text_file)
-        gin.parse_config_file(str(text_file))
+        try:
+            _refuse_code(text_file)
+            gin.parse_config_file(str(text_file))
+        except errors.RestError:
+            raise
+        except Exception as error:
+            raise _parse_error(error, str(text_file)) from error
     for binding in bindings:
         try:
             gin.parse_config(binding)
         except Exception as error:
-            key, _, value = binding.partition("=")
-            raise errors.ConfigError(
-                f"cannot read {value!r} as the value of {key!r} ({_first_line(error)})",
-                where=f"--gin.{binding}",
-                remedy=f"Text needs its own quotes: '--gin.{key}=\"{value}\"'",
-            ) from error
+            raise _parse_error(error, f"--gin.{binding}") from error
 
 
 def _refuse_code(path: Path) -> None:
@@ -143,31 +143,86 @@ def _refuse_code(path: Path) -> None:
             )
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def _as_config_error(error: Exception) -> errors.ConfigError:
-    """Turns gin's own exceptions into one line that names the key."""
+def _parse_error(error: Exception, where: str) -> errors.ConfigError:
+    """Turns what gin says of a line it cannot read into one line with a remedy."""
     text = " ".join(str(error).split())
-    if match := re.search(r"No value provided for macro.*?'([\w/]+)'|`?([A-Z_]+)`? .*?required", text):
-        name = match.group(1) or match.group(2)
-        return errors.ConfigError(f"{name} has no value", remedy=f"Give it: '--gin.{name}=…'")
-    if "gin.REQUIRED" in text or "Required bindings" in text:
-        return errors.ConfigError(text, remedy="Bind it in the gin file or by --gin.KEY=value")
-    if match := re.search(r"No configurable matching (?:reference )?'?@?([\w./]+)", text):
+    if match := re.search(r"No configurable matching '?([\w./]+)", text):
         return errors.ConfigError(
-            f"no configurable {match.group(1)!r}", where="gin", remedy=_close_to(match.group(1))
+            f"no configurable {match.group(1)!r}", where=where, remedy=_close_to(match.group(1), _NAMES)
         )
-    if match := re.search(r"doesn't have a parameter(?: named)? '?(\w+)'?", text):
-        return errors.ConfigError(text.split(" In file")[0], where="gin", remedy="Correct or delete the binding")
-    return errors.ConfigError(_first_line(error), where="gin", remedy="Correct the binding it names")
+    if match := re.search(r"Configurable '([\w.]+)' doesn't have a parameter named '(\w+)'", text):
+        cls = next(cls for cls in CONFIGURABLES if cls.__name__ == match.group(1).rsplit(".", 1)[-1])
+        fields = [field.name for field in dataclasses.fields(cls)]
+        return errors.ConfigError(
+            f"{match.group(1)} has no parameter {match.group(2)!r}",
+            where=where,
+            remedy=_close_to(match.group(2), fields),
+        )
+    if where.startswith("--gin."):
+        key, _, value = where[len("--gin.") :].partition("=")
+        return errors.ConfigError(
+            f"cannot read {value!r} as the value of {key}",
+            where=where,
+            remedy=f"Text needs quotes of its own: '--gin.{key}=\"{value}\"'",
+        )
+    return errors.ConfigError(text, where=where, remedy="Correct the line that it names")
 
 
-def _close_to(name: str) -> str:
-    names = [cls.__name__ for cls in CONFIGURABLES]
-    close = difflib.get_close_matches(name.rsplit("/", 1)[-1].split(".")[0], names, n=1)
-    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(names)}"
+def _without_gin_frames(error: Exception) -> errors.RestError:
+    """The error as it was raised, without the lines that gin appends to its message."""
+    if isinstance(error, errors.RestError):
+        kind = next(cls for cls in type(error).__mro__ if cls is getattr(errors, cls.__name__, None))
+        return kind(error.what, where=error.where, remedy=error.remedy)
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if match := re.search(r"(\w+)\.__init__\(\) missing \d+ required .*?: (.*)", line):
+        return errors.ConfigError(
+            f"{match.group(1)} lacks {match.group(2)}",
+            where="gin",
+            remedy="Give a whole run, as in gin_configs/runs/, or include gin_configs/phases/rest.gin first",
+        )
+    return errors.ConfigError(line, where="gin", remedy="Correct the binding it names")
+
+
+def _close_to(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name.rsplit("/", 1)[-1].rsplit(".", 1)[-1], known, n=1)
+    return f"Did you mean {close[0]}?" if close else f"Known: {', '.join(known)}"
+
+
+def _check_values() -> None:
+    """Every value that a binding gives must have the type of the field, and required ones must be given."""
+    for (scope, selector), values in gin.config._CONFIG.items():
+        cls = next((cls for cls in CONFIGURABLES if selector == f"rest_jax.{cls.__name__}"), None)
+        if cls is None:
+            continue
+        hints = typing.get_type_hints(cls)
+        for field, value in values.items():
+            key, literal = _resolved(f"{scope}/{cls.__name__}.{field}".lstrip("/"), value)
+            if _is_required(literal):
+                raise errors.ConfigError(f"{key} has no value", where="gin", remedy=f"Give it: '--gin.{key}=…'")
+            if isinstance(literal, gin.config.ConfigurableReference) or _fits(literal, hints[field]):
+                continue
+            raise errors.ConfigError(
+                f"{key} = {literal!r} is not {_type_name(hints[field])}",
+                where="gin",
+                remedy=f"{cls.__name__}.{field} needs that type",
+            )
+
+
+def _is_required(value: Any) -> bool:
+    return isinstance(value, gin.config.ConfigurableReference) and value.scopes == ["gin.REQUIRED"]
+
+
+def _resolved(key: str, value: Any) -> tuple[str, Any]:
+    """Follows macros to the literal they stand for, and says which key holds it."""
+    for _ in range(16):
+        if not isinstance(value, gin.config.ConfigurableReference) or value.selector != _MACRO:
+            break
+        key = "/".join(value.scopes)
+        bound = gin.config._CONFIG.get((key, _MACRO))
+        if bound is None:
+            raise errors.ConfigError(f"{key} has no value", where="gin", remedy=f"Give it: '--gin.{key}=…'")
+        value = bound["value"]
+    return key, value
 
 
 def _check_all_read() -> None:
@@ -183,11 +238,10 @@ def _check_all_read() -> None:
     if unread:
         names = [scope for (scope, selector) in gin.config._CONFIG if selector == _MACRO and scope not in unread]
         close = difflib.get_close_matches(unread[0], names, n=1)
-        hint = f"did you mean {close[0]}? Otherwise d" if close else "d"
         raise errors.ConfigError(
             f"no part of the program reads {', '.join(sorted(unread))}",
             where="gin",
-            remedy=f"Correct the spelling ({hint}elete the binding)" if close else "Correct or delete the binding",
+            remedy=f"Did you mean {close[0]}? Else delete the binding" if close else "Correct or delete the binding",
         )
 
 

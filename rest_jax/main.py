@@ -173,7 +173,8 @@ def _translate(workspace, arguments: Arguments) -> None:
 def _doctor(arguments: Arguments) -> None:
     from rest_jax import doctor
 
-    _start_processes(arguments)
+    if arguments.multiprocess:
+        _start_processes(arguments)
     if not doctor.print_findings():
         raise errors.MissingInputError(
             "something that rest_jax needs is missing", remedy="Do what the lines marked missing say"
@@ -181,15 +182,15 @@ def _doctor(arguments: Arguments) -> None:
 
 
 def _export(workspace, arguments: Arguments) -> None:
-    from rest_jax.interop import checkpoints_out
+    from rest_jax.interop import exchange
 
-    checkpoints_out.export_policy(workspace, arguments.policy, Path(arguments.output))
+    exchange.export_policy(workspace, arguments.policy, Path(arguments.output))
 
 
 def _import(workspace, arguments: Arguments) -> None:
-    from rest_jax.interop import checkpoints_in
+    from rest_jax.interop import exchange
 
-    checkpoints_in.import_policy(workspace, arguments.format, Path(arguments.input))
+    exchange.import_policy(workspace, arguments.format, Path(arguments.input))
 
 
 def _grow_flags(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,7 @@ def annotate(workspace: Workspace, number: int) -> None:
         {"reward": reward, "data": workspace.digest(workspace.text_folder, "vocab")},
         lambda: _score_dataset(workspace),
     )
-    workspace.run_step(
+    seal = workspace.run_step(
         workspace.grow_rewards_folder(number),
         "annotate",
         {
@@ -35,7 +35,10 @@ def annotate(workspace: Workspace, number: int) -> None:
             "samples": workspace.digest(workspace.grow_folder(number), "grow"),
         },
         lambda: _score_samples(workspace, number),
+        repairs_itself=True,
     )
+    if processes.is_lead():
+        _summarise(workspace, number, seal)
 
 
 def _score_dataset(workspace: Workspace) -> Mapping[str, Any]:
@@ -54,20 +57,28 @@ def _score_samples(workspace: Workspace, number: int) -> Mapping[str, Any]:
     reward = reward_model.load_reward(workspace)
     examples = workspace.split("train")
     references = dict(zip(examples.ids.tolist(), examples.targets, strict=True))
-    store = workspace.grow_folder(number)
-    writer = candidates.RewardWriter(store, workspace.experiment.reward.kind)
+    writer = candidates.RewardWriter(workspace.grow_folder(number), workspace.experiment.reward.kind)
     missing = writer.missing_shards()
     processes.barrier(f"annotate:{number}")
     with workspace.logbook.progress(f"rewards of Grow {number}", len(missing), unit="shards") as bar:
         for index in missing:
-            shard = candidates.read_shard(store, index)
+            shard = writer.samples(index, columns=("source", "text"))
             targets = [references[example_id] for example_id in shard.example_id.tolist()]
             rewards = checked_scores(reward, shard.source, shard.text, targets)
             if processes.is_lead():
                 writer.write_shard(index, shard, rewards)
             bar.advance()
-    processes.barrier(f"annotated:{number}")
-    summary = grow_set.summarise(workspace, number)
-    if processes.is_lead():
-        files.write_json(workspace.grow_rewards_folder(number) / grow_set.SUMMARY_NAME, summary)
-    return {"samples": summary["samples"], "mean": summary["reward"]["mean"], "signature": reward.signature()}
+    return {"signature": reward.signature()}
+
+
+def _summarise(workspace: Workspace, number: int, seal: files.Seal) -> None:
+    """Writes `grow/gN/summary.json`, which can be drawn from the sealed files at any time."""
+    path = workspace.grow_folder(number) / grow_set.SUMMARY_NAME
+    if path.exists() and files.read_json(path).get("rewards") == seal.digest:
+        return
+    summary = {**grow_set.summarise(workspace, number), "rewards": seal.digest}
+    files.write_json(path, summary)
+    workspace.logbook.say(
+        f"Grow {number}: mean reward {summary['reward']['mean']:.4f} over {summary['samples']} samples, "
+        f"{summary['dataset_reward']['mean']:.4f} over D"
+    )

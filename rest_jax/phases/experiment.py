@@ -62,7 +62,10 @@ class RewardModelConfig:
       trainer: how it is trained.
       loss: "bce" or "mse" between the model's reward and the rating.
       start_from_policy: copies the encoder and decoder of the BC policy before training.
-      ratings_file: TSV of `source, hypothesis, score` (score in [0, 1]); None rates automatically.
+      ratings_file: TSV of `source, hypothesis, score`; None rates automatically.
+      ratings_minimum: lowest score of the file's scale (0 for direct assessment).
+      ratings_maximum: highest score of the scale (100 for direct assessment); it is mapped to [0, 1].
+      ratings_higher_is_better: False for a scale of errors.
       rater: the automatic rater, used where there is no ratings file.
       rater_sources: how many sources of the "rater" split it samples; None takes all.
       rater_sampling: how the automatic rater samples the BC policy.
@@ -79,6 +82,9 @@ class RewardModelConfig:
     loss: Literal["bce", "mse"] = "bce"
     start_from_policy: bool = True
     ratings_file: str | None = None
+    ratings_minimum: float = 0.0
+    ratings_maximum: float = 1.0
+    ratings_higher_is_better: bool = True
     rater: ratings.RaterConfig = ratings.RaterConfig()
     rater_sources: int | None = None
     rater_sampling: sampler.SamplingConfig = sampler.SamplingConfig()

@@ -15,6 +15,7 @@ from rest_jax import keys, processes
 from rest_jax.data import candidates
 from rest_jax.generation.translator import Translations
 from rest_jax.metrics import diagnostics, words
+from rest_jax.phases.grow_set import SUMMARY_NAME
 from rest_jax.phases.lineage import behaviour_policy
 from rest_jax.phases.texts import decode_rows, repeat_each
 from rest_jax.phases.workspace import Workspace
@@ -42,6 +43,8 @@ def grow(workspace: Workspace, number: int) -> None:
             "data": workspace.digest(workspace.text_folder, "vocab"),
         },
         lambda: _sample_shards(workspace, number),
+        scratch=(candidates.REWARDS_FOLDER, SUMMARY_NAME),
+        repairs_itself=True,
     )
 
 
@@ -83,7 +86,8 @@ def _sample_shards(workspace: Workspace, number: int) -> Mapping[str, Any]:
             )
             if processes.is_lead():
                 writer.write_shard(shard, as_candidates(workspace, part, translations))
-    return {"sources": len(examples), "samples": len(examples) * experiment.grow.samples_per_source}
+    processes.barrier(f"grown:{number}")
+    return {"sources": len(examples), **writer.totals()}
 
 
 def as_candidates(

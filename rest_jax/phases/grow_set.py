@@ -49,7 +49,8 @@ def dataset_rewards(workspace: Workspace) -> np.ndarray:
 def load_grow_set(workspace: Workspace, number: int) -> GrowSet:
     """Reads the samples of a Grow step with their rewards."""
     workspace.require(workspace.grow_rewards_folder(number), "annotate")
-    parts = list(candidates.read_scored(workspace.grow_folder(number), workspace.experiment.reward.kind))
+    folder, kind = workspace.grow_folder(number), workspace.experiment.reward.kind
+    parts = list(candidates.read_scored(folder, kind, columns=("tokens", "truncated")))
     shards = [shard for shard, _ in parts]
     return GrowSet(
         example_ids=np.concatenate([shard.example_id for shard in shards]),
@@ -68,8 +69,8 @@ def concatenated(parts: list[RaggedTokens]) -> RaggedTokens:
 
 def summarise(workspace: Workspace, number: int) -> dict[str, Any]:
     """The reward of a Grow step in numbers and examples, for the report; JSON-able."""
-    kind = workspace.experiment.reward.kind
-    parts = list(candidates.read_scored(workspace.grow_folder(number), kind))
+    folder, kind = workspace.grow_folder(number), workspace.experiment.reward.kind
+    parts = list(candidates.read_scored(folder, kind, columns=("text", *candidates.FLAGS)))
     rewards = np.concatenate([rewards for _, rewards in parts])
     of_dataset = dataset_rewards(workspace)
     texts = [(i, t) for shard, _ in parts for i, t in zip(shard.example_id.tolist(), shard.text, strict=True)]

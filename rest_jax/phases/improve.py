@@ -113,7 +113,7 @@ def _threshold(workspace: Workspace, grow_set: GrowSet, name: PolicyName) -> flo
     rewards = np.concatenate([grow_set.rewards, grow_set.dataset_rewards])
     thresholds = settings.thresholds.absolute(rewards)
     try:
-        filters.check_above_mean(thresholds[0], float(np.nanmean(rewards)))
+        filters.check_above_mean(thresholds[0], float(rewards[np.isfinite(rewards)].mean()))
     except errors.ConfigError as error:
         if settings.require_above_mean:
             raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rest_jax import keys
+from rest_jax import files, keys
 from rest_jax.data import batches
 from rest_jax.network import init, mesh
 from rest_jax.phases.lineage import BC
@@ -16,9 +16,18 @@ from rest_jax.training.evaluators import LossEvaluator
 from rest_jax.types import LossFn, Params
 
 
+# The phase that a policy taken from elsewhere is sealed with.
+IMPORTED = "import"
+
+
 def pretrain(workspace: Workspace) -> None:
-    """Trains the BC policy into `policy/bc`."""
+    """Trains the BC policy into `policy/bc`, unless one was imported."""
     experiment = workspace.experiment
+    found = files.read_seal(workspace.policy_folder(BC))
+    if found is not None and found.phase == IMPORTED:
+        files.verify_seal(workspace.policy_folder(BC))
+        workspace.logbook.say("policy/bc was imported: there is nothing to train")
+        return
     workspace.run_step(
         workspace.policy_folder(BC),
         "pretrain",

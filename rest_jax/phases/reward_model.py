@@ -104,7 +104,7 @@ def _ratings_identity(workspace: Workspace) -> dict[str, Any]:
     settings = workspace.experiment.reward
     if settings.ratings_file is not None:
         try:
-            return {"file": files.file_digest(settings.ratings_file)}
+            return {"file": files.file_digest(settings.ratings_file), "scale": _scale(workspace)}
         except OSError as error:
             raise errors.MissingInputError(
                 f"cannot read ratings {settings.ratings_file}",
@@ -121,6 +121,12 @@ def _ratings_identity(workspace: Workspace) -> dict[str, Any]:
     }
 
 
+def _scale(workspace: Workspace) -> tuple[float, float, bool]:
+    """Lowest and highest score of the ratings file, and whether higher is better."""
+    settings = workspace.experiment.reward
+    return settings.ratings_minimum, settings.ratings_maximum, settings.ratings_higher_is_better
+
+
 def _training_settings(workspace: Workspace) -> dict[str, Any]:
     settings = workspace.experiment.reward
     return {
@@ -134,7 +140,7 @@ def _training_settings(workspace: Workspace) -> dict[str, Any]:
 def _rate(workspace: Workspace) -> Mapping[str, Any]:
     settings = workspace.experiment.reward
     if settings.ratings_file is not None:
-        rated = ratings.read_ratings(settings.ratings_file)
+        rated = ratings.read_ratings(settings.ratings_file, *_scale(workspace))
     else:
         rated = _rate_automatically(workspace)
     if processes.is_lead():
@@ -245,9 +251,15 @@ def _validate(workspace: Workspace, valid: Sequence[ratings.Rating], params: Any
     report = validation.validate_reward(reward, valid, experiment.seed, _rater_name(workspace))
     if processes.is_lead():
         files.write_json(workspace.reward_folder / "validation.json", report)
-    seen = ", ".join(f"{k} {v['share_below']:.0%}" for k, v in report["corruptions"].items() if v["n"])
+    shares = {kind: found["share_below"] for kind, found in report["corruptions"].items() if found["n"]}
     workspace.logbook.say(
-        f"reward model on {report['sources']} held-out sources: Spearman {report['spearman']:.3f} with the "
-        f"ratings; corruptions ranked below their originals: {seen}"
+        f"reward model on {report['sources']} held-out sources: Spearman {_shown(report['spearman'])} with the "
+        f"ratings; ranked below their originals: "
+        + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
     )
     return {"spearman": report["spearman"]}
+
+
+def _shown(correlation: float | None) -> str:
+    """A correlation for the log; a reward that is the same everywhere has none."""
+    return "undefined (the reward is constant)" if correlation is None else f"{correlation:.3f}"

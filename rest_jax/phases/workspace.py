@@ -163,6 +163,7 @@ class Workspace:
         identity: Mapping[str, Any],
         work: Callable[[], Mapping[str, Any]],
         scratch: tuple[str, ...] = (),
+        repairs_itself: bool = False,
     ) -> files.Seal:
         """Runs a step once: a sealed folder of the same identity is verified and left as it is.
 
@@ -172,6 +173,8 @@ class Workspace:
           identity: what the output depends on: settings, inputs' digests, the seed.
           work: does it, and returns the facts to keep with the seal.
           scratch: names in the folder that are not part of the artefact.
+          repairs_itself: whether `work` finds damaged files of its own and makes just those anew; then a
+            damaged folder is mended here, and has the digest it had before.
 
         Raises:
           ConfigError: the folder holds output of another identity.
@@ -182,6 +185,8 @@ class Workspace:
         if processes.is_lead():
             files.claim(folder, identity)
         processes.barrier(f"claimed:{name}")
+        if repairs_itself:
+            self._unseal_if_damaged(folder)
         if files.read_seal(folder) is None:
             started = time.monotonic()
             facts = dict(work())
@@ -194,6 +199,15 @@ class Workspace:
         if processes.is_lead():
             self._enter(name, seal)
         return seal
+
+    def _unseal_if_damaged(self, folder: Path) -> None:
+        if processes.is_lead() and files.read_seal(folder) is not None:
+            try:
+                files.verify_seal(folder)
+            except errors.IntegrityError as error:
+                self.logbook.say(f"{error.what}: making it anew")
+                (folder / files.SEAL_NAME).unlink()
+        processes.barrier(f"verified:{folder}")
 
     def _enter(self, name: str, seal: files.Seal) -> None:
         """Appends a sealed step to the ledger, unless it stands there already."""
