@@ -40,8 +40,8 @@ class VocabularyConfig:
       size: number of pieces, with the 256 byte pieces and the 3 special ones in it.
       model_type: "unigram" (T5's), "bpe", "char" or "word".
       byte_fallback: spell unknown characters as UTF-8 bytes, so that no text becomes `<unk>`.
-      character_coverage: share of the characters of the training text that get a piece of their own. A
-        language of many characters (Chinese, Japanese) leaves more room for words with a lower one.
+      character_coverage: share of the characters of the training text that get a piece of their own, 0.98
+        to 1. A language of many characters (Chinese, Japanese) leaves more room for words with a lower one.
       normalization: "nfkc" makes full-width and other compatible characters one, "nmt_nfkc" also drops
         invisible ones, "identity" keeps text as it is. Take "identity" where the target has full-width
         punctuation that the metric should see.
@@ -72,9 +72,9 @@ class VocabularyConfig:
                 f"Choose one of {', '.join(_NORMALIZATIONS)}",
             ),
             (
-                0.0 < self.character_coverage <= 1.0,
+                0.98 <= self.character_coverage <= 1.0,
                 f"character_coverage = {self.character_coverage}",
-                "Give a share above 0 and up to 1; 0.9995 is usual",
+                "Give a share from 0.98 to 1; 0.9995 is usual",
             ),
             (self.max_lines >= 1, f"max_lines = {self.max_lines}", "Give at least 1"),
             (self.seed >= 0, f"seed = {self.seed}", "Give a seed of 0 or more"),

@@ -191,7 +191,7 @@ def test_other_special_ids_are_refused(tmp_path: Path):
     [
         {"size": 3},
         {"model_type": "wordpiece"},
-        {"character_coverage": 0.0},
+        {"character_coverage": 0.97},
         {"character_coverage": 1.5},
         {"normalization": "nfd"},
         {"max_lines": 0},
