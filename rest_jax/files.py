@@ -112,7 +112,9 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes indented JSON atomically; NaN is refused, since it is not JSON."""
-    text = json.dumps(value, indent=2, sort_keys=False, ensure_ascii=False, allow_nan=False, default=_jsonable)
+    text = json.dumps(
+        value, indent=2, sort_keys=False, ensure_ascii=False, allow_nan=False, default=_jsonable
+    )
     write_text(path, text + "\n")
 
 

@@ -1,7 +1,8 @@
 """The only module that knows gin: from gin files and bindings to one checked `Experiment`.
 
-Floor 7. The configurable classes are the frozen dataclasses that stand beside the code they configure; they are
-registered here, so no other module carries a gin decorator. A gin file holds no `import`: it is data.
+Floor 7. The configurable classes are the frozen dataclasses that stand beside the code they configure;
+they are registered here, so no other module carries a gin decorator. A gin file holds no `import`: it is
+data.
 
 The whole experiment is built before any verb starts. What gin itself lets pass in silence is found here: a
 binding that no object reads, a misspelt macro, a value of the wrong type, a required value that is missing.
@@ -111,7 +112,11 @@ def _require_file(name: str, paths: Sequence[str]) -> None:
     root = Path(__file__).resolve().parents[1]
     known += [str(p.relative_to(root)) for p in (root / "gin_configs").rglob("*.gin")]
     close = difflib.get_close_matches(name, known, n=1)
-    hint = f"Did you mean {close[0]}?" if close else "Give a path that exists, or its folder by --gin_search_paths"
+    hint = (
+        f"Did you mean {close[0]}?"
+        if close
+        else "Give a path that exists, or its folder by --gin_search_paths"
+    )
     raise errors.MissingInputError(f"no gin file {name}", where="--gin_file", remedy=hint)
 
 
@@ -198,7 +203,9 @@ def _check_values() -> None:
         for field, value in values.items():
             key, literal = _resolved(f"{scope}/{cls.__name__}.{field}".lstrip("/"), value)
             if _is_required(literal):
-                raise errors.ConfigError(f"{key} has no value", where="gin", remedy=f"Give it: '--gin.{key}=…'")
+                raise errors.ConfigError(
+                    f"{key} has no value", where="gin", remedy=f"Give it: '--gin.{key}=…'"
+                )
             if isinstance(literal, gin.config.ConfigurableReference) or _fits(literal, hints[field]):
                 continue
             raise errors.ConfigError(
@@ -236,12 +243,16 @@ def _check_all_read() -> None:
                 short = scope if selector == _MACRO else f"{prefix}{selector.rsplit('.', 1)[-1]}.{name}"
                 unread.append(short)
     if unread:
-        names = [scope for (scope, selector) in gin.config._CONFIG if selector == _MACRO and scope not in unread]
+        names = [
+            scope for (scope, selector) in gin.config._CONFIG if selector == _MACRO and scope not in unread
+        ]
         close = difflib.get_close_matches(unread[0], names, n=1)
         raise errors.ConfigError(
             f"no part of the program reads {', '.join(sorted(unread))}",
             where="gin",
-            remedy=f"Did you mean {close[0]}? Else delete the binding" if close else "Correct or delete the binding",
+            remedy=f"Did you mean {close[0]}? Else delete the binding"
+            if close
+            else "Correct or delete the binding",
         )
 
 
@@ -283,7 +294,11 @@ def _fits(value: Any, expected: Any) -> bool:
     if origin is typing.Literal:
         return value in arguments
     if origin is tuple:
-        items = arguments[:1] * len(value) if isinstance(value, (tuple, list)) and Ellipsis in arguments else arguments
+        items = (
+            arguments[:1] * len(value)
+            if isinstance(value, (tuple, list)) and Ellipsis in arguments
+            else arguments
+        )
         return isinstance(value, (tuple, list)) and len(items) == len(value) and all(map(_fits, value, items))
     if origin is dict:
         return isinstance(value, dict)

@@ -67,11 +67,13 @@ def _start_processes(arguments: Arguments) -> None:
         jax.distributed.initialize(
             arguments.coordinator_address, arguments.process_count, arguments.process_index
         )
-    if jax.config.jax_default_prng_impl != "threefry2x32" or not jax.config.jax_threefry_partitionable:
+    names = ("jax_default_prng_impl", "jax_threefry_partitionable")
+    settings = {name: jax.config.read(name) for name in names}
+    if settings != {"jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True}:
         raise errors.ConfigError(
-            f"the random number generator is {jax.config.jax_default_prng_impl}, not partitionable threefry",
+            f"the random number generator is not partitionable threefry: {settings}",
             where="JAX configuration",
-            remedy="Unset JAX_DEFAULT_PRNG_IMPL and JAX_THREEFRY_PARTITIONABLE; samples would not be reproducible",
+            remedy="Unset JAX_DEFAULT_PRNG_IMPL and JAX_THREEFRY_PARTITIONABLE: samples must be reproducible",
         )
 
 
@@ -142,9 +144,7 @@ def _run_folder(arguments: Arguments) -> Path:
     else:
         from rest_jax import gin_setup
 
-        loaded = gin_setup.load_experiment(
-            arguments.gin_file, arguments.bindings, arguments.gin_search_paths
-        )
+        loaded = gin_setup.load_experiment(arguments.gin_file, arguments.bindings, arguments.gin_search_paths)
         folder = Path(loaded.model_dir)
     if not folder.is_dir():
         raise errors.MissingInputError(

@@ -1,7 +1,7 @@
 """The outer loop of ReST (Algorithm 1) over the other phases.
 
-Floor 7. Every step reads sealed folders and seals one; a run that was killed goes on at the first step without a
-seal, so this loop holds no state of its own. The ledger of the run folder lists what was done.
+Floor 7. Every step reads sealed folders and seals one; a run that was killed goes on at the first step
+without a seal, so this loop holds no state of its own. The ledger of the run folder lists what was done.
 """
 
 from __future__ import annotations

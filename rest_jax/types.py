@@ -109,7 +109,9 @@ class RaggedTokens:
         rows = np.asarray(rows, np.int64)
         lengths = self.lengths[rows]
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        positions = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths) + np.repeat(self.offsets[rows], lengths)
+        positions = (
+            np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths) + np.repeat(self.offsets[rows], lengths)
+        )
         return RaggedTokens(self.values[positions], offsets)
 
 
@@ -147,4 +149,6 @@ class Examples:
 
     def take(self, rows: np.ndarray) -> Examples:
         """The examples of these rows, in this order."""
-        return Examples([self.sources[i] for i in rows], [self.targets[i] for i in rows], self.tokens.take(rows))
+        return Examples(
+            [self.sources[i] for i in rows], [self.targets[i] for i in rows], self.tokens.take(rows)
+        )

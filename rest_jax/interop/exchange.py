@@ -19,7 +19,7 @@ from rest_jax.phases.translate import newest_policy
 from rest_jax.phases.workspace import Workspace
 from rest_jax.training import checkpoints
 
-# What decides the shapes of the parameters, and what they mean; the rest (dropout, dtype) is the run's choice.
+# What decides the shapes of the parameters and their meaning; the rest (dropout, dtype) is the run's choice.
 _ARCHITECTURE = (
     "vocab_size",
     "emb_dim",
@@ -60,7 +60,7 @@ def import_policy(workspace: Workspace, file_format: str, folder: Path) -> None:
     """Takes a checkpoint as the run's BC policy; `pretrain` then has nothing to do.
 
     Args:
-      workspace: the run; its network must be the checkpoint's, and its vocabulary the one it was trained with.
+      workspace: the run; it must have the checkpoint's network and vocabulary.
       file_format: "hf" or "t5x".
       folder: the checkpoint.
 
@@ -106,9 +106,7 @@ def _check_vocabulary(workspace: Workspace, vocabulary_file: Path | None) -> Non
 
 def _check_same_network(ours: T5Config, theirs: T5Config) -> None:
     left, right = dataclasses.asdict(ours), dataclasses.asdict(theirs)
-    differing = [
-        f"T5Config.{name} = {right[name]!r}" for name in _ARCHITECTURE if left[name] != right[name]
-    ]
+    differing = [f"T5Config.{name} = {right[name]!r}" for name in _ARCHITECTURE if left[name] != right[name]]
     if differing:
         raise errors.ConfigError(
             "the checkpoint is another network than the run's",

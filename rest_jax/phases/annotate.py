@@ -1,6 +1,7 @@
 """The annotate phase: the reward of every sample of a Grow step, and of the original data D.
 
-Floor 6. Rewards are computed once and stored (paper, A.4), in files beside the samples, which are never rewritten.
+Floor 6. Rewards are computed once and stored (paper, A.4), in files beside the samples, which are never
+rewritten.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The evaluate phase: what a policy is worth on held-out text.
 
-Floor 6. The paper's metric is the mean reward of samples (section 4). Beside it stand the reward of greedy output,
-BLEU and chrF with signatures, and signs of reward hacking, each number with its interval.
+Floor 6. The paper's metric is the mean reward of samples (section 4). Beside it stand the reward of
+greedy output, BLEU and chrF with signatures, and signs of reward hacking, each number with its interval.
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ def _describe(
 ) -> dict[str, Any]:
     settings, seed = workspace.experiment.evaluation, workspace.experiment.seed
     times = settings.samples_per_source
-    texts, greedy_texts = decode_rows(workspace.vocabulary, sampled.tokens), decode_rows(workspace.vocabulary, greedy.tokens)
+    texts, greedy_texts = (
+        decode_rows(workspace.vocabulary, sampled.tokens),
+        decode_rows(workspace.vocabulary, greedy.tokens),
+    )
     reward = reward_model.load_reward(workspace)
     sources_N, targets_N = repeat_each(examples.sources, times), repeat_each(examples.targets, times)
     groups = np.repeat(examples.ids, times)
@@ -151,9 +154,8 @@ def _examples(
     times = len(texts) // len(examples)
     shown = []
     for row in np.linspace(0, len(examples) - 1, min(number, len(examples))).astype(int):
-        samples = [
-            {"text": texts[k], "reward": _number(rewards[k])} for k in range(row * times, (row + 1) * times)
-        ]
+        rows = np.arange(row * times, (row + 1) * times)
+        ranked = rows[np.argsort(-rewards[rows], kind="stable")]  # a missing reward (NaN) comes last
         shown.append(
             {
                 "id": int(examples.ids[row]),
@@ -161,7 +163,7 @@ def _examples(
                 "reference": examples.targets[row],
                 "greedy": greedy_texts[row],
                 "greedy_reward": _number(greedy_rewards[row]),
-                "samples": sorted(samples, key=lambda sample: -(sample["reward"] or 0.0)),
+                "samples": [{"text": texts[k], "reward": _number(rewards[k])} for k in ranked],
             }
         )
     return shown

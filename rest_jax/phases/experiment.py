@@ -1,7 +1,7 @@
 """The configuration of a whole run, as one tree of frozen dataclasses.
 
-Floor 6. `gin_setup` builds it from gin files; phases read it and nothing else. Every verb builds the whole tree,
-so a mistake in the settings of the last phase stops the first one.
+Floor 6. `gin_setup` builds it from gin files; phases read it and nothing else. Every verb builds the
+whole tree, so a mistake in the settings of the last phase stops the first one.
 """
 
 from __future__ import annotations
@@ -245,9 +245,7 @@ class Experiment:
         )
         _require(self.grow_steps >= 1, f"grow_steps is {self.grow_steps}", "GROW_STEPS", "Give at least 1")
         _require(bool(self.model_dir), "MODEL_DIR is empty", "MODEL_DIR", "Name the run folder")
-        _require(
-            0 <= self.seed < 2**63, f"seed {self.seed} is out of range", "SEED", "Give 0 to 2**63 - 1"
-        )
+        _require(0 <= self.seed < 2**63, f"seed {self.seed} is out of range", "SEED", "Give 0 to 2**63 - 1")
 
     @property
     def source_length(self) -> int:

@@ -1,7 +1,8 @@
 """The Grow step: N samples of each source from the latest policy, written shard by shard.
 
-Floor 6. A shard covers a range of the sorted example ids and is committed when it is whole; a killed run makes
-only the missing ones. What a shard holds depends on the seed, the Grow step, the policy and the sources alone.
+Floor 6. A shard covers a range of the sorted example ids and is committed when it is whole; a killed run
+makes only the missing ones. What a shard holds depends on the seed, the Grow step, the policy and the
+sources alone.
 """
 
 from __future__ import annotations
@@ -109,9 +110,7 @@ def as_candidates(
         tempered_log_probs=translations.tempered_log_probs,
         truncated=~translations.finished.reshape(-1),
         empty=np.array([not text.strip() for text in texts]),
-        copy_of_source=np.array(
-            [diagnostics.is_copy(s, t) for s, t in zip(sources, texts, strict=True)]
-        ),
+        copy_of_source=np.array([diagnostics.is_copy(s, t) for s, t in zip(sources, texts, strict=True)]),
         repeated_ngram=np.array([diagnostics.has_repeated_ngram(words.split_words(t)) for t in texts]),
         round_trip=np.array([[*encoded[row], EOS_ID] == tokens[row].tolist() for row in range(len(texts))]),
     )

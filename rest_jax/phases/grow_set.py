@@ -100,7 +100,9 @@ def summarise(workspace: Workspace, number: int) -> dict[str, Any]:
     }
 
 
-def _examples(workspace: Workspace, shard: candidates.CandidateShard, rewards: np.ndarray) -> list[dict[str, Any]]:
+def _examples(
+    workspace: Workspace, shard: candidates.CandidateShard, rewards: np.ndarray
+) -> list[dict[str, Any]]:
     """A few sources of a shard with their best and worst samples."""
     examples = workspace.split("train")
     row_of_id = {example_id: row for row, example_id in enumerate(examples.ids.tolist())}

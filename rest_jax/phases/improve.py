@@ -1,8 +1,8 @@
 """An Improve step: what passes the threshold, and the fine-tuning on it (Algorithm 1, eq. 2).
 
-Floor 6. The union of the Grow set and the original data D is filtered strictly above τ; the previous policy is
-fine-tuned on the survivors with a lower learning rate than the step before; the checkpoint whose samples on the
-validation set have the highest mean reward is kept.
+Floor 6. The union of the Grow set and the original data D is filtered strictly above τ; the previous
+policy is fine-tuned on the survivors with a lower learning rate than the step before; the checkpoint
+whose samples on the validation set have the highest mean reward is kept.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ def improve(workspace: Workspace, name: PolicyName) -> None:
             "improve": name.improve,
             "settings": experiment.improve,
             "decoding": experiment.decoding,
-            "start": workspace.digest(workspace.policy_folder(start), "improve" if start.grow else "pretrain"),
+            "start": workspace.digest(
+                workspace.policy_folder(start), "improve" if start.grow else "pretrain"
+            ),
             "rewards": workspace.digest(workspace.grow_rewards_folder(name.grow), "annotate"),
             "dataset_rewards": workspace.digest(workspace.dataset_rewards_folder, "annotate"),
         },
@@ -166,7 +168,8 @@ def _joined(first: TokenPairs, second: TokenPairs) -> TokenPairs:
 class ValidationReward:
     """Evaluator: the mean reward of samples on the validation set, as {"valid/reward": …}.
 
-    The random numbers are the same at every evaluation, so that two checkpoints differ by their parameters alone.
+    The random numbers are the same at every evaluation, so that two checkpoints differ by their
+    parameters alone.
     """
 
     def __init__(self, workspace: Workspace):

@@ -5,9 +5,10 @@ Floor 6. The mathematics is in `objectives/`, the networks in `network/`; here t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 from rest_jax.network import config as network_config
 from rest_jax.network import heads, transformer
@@ -34,19 +35,19 @@ def policy_loss(config: network_config.T5Config, objective: BehaviourCloningConf
             **_dropout(dropout_key),
         )
         return policy.behaviour_cloning(
-            logits_BxTxV,
-            batch.decoder_target_tokens,
-            batch.decoder_loss_weights,
+            jnp.asarray(logits_BxTxV),
+            jnp.asarray(batch.decoder_target_tokens),
+            jnp.asarray(batch.decoder_loss_weights),
             normalise=objective.normalise,
             label_smoothing=objective.label_smoothing,
             z_loss=objective.z_loss,
-            segment_ids=batch.decoder_segment_ids,
+            segment_ids=None if batch.decoder_segment_ids is None else jnp.asarray(batch.decoder_segment_ids),
         )
 
     return loss
 
 
-def reward_loss(config: network_config.T5Config, kind: str) -> LossFn:
+def reward_loss(config: network_config.T5Config, kind: Literal["bce", "mse"]) -> LossFn:
     """The loss of the reward model on rated translations."""
     model = heads.RewardModel(config)
 
@@ -57,7 +58,7 @@ def reward_loss(config: network_config.T5Config, kind: str) -> LossFn:
             batch.decoder_input_tokens,
             **_dropout(dropout_key),
         )
-        return reward.regression_loss(logits_B, batch.scores, batch.row_weights, kind=kind)
+        scores_B, weights_B = jnp.asarray(batch.scores), jnp.asarray(batch.row_weights)
+        return reward.regression_loss(jnp.asarray(logits_B), scores_B, weights_B, kind=kind)
 
     return loss
-

@@ -15,7 +15,6 @@ from rest_jax.training import checkpoints, trainer
 from rest_jax.training.evaluators import LossEvaluator
 from rest_jax.types import LossFn, Params
 
-
 # The phase that a policy taken from elsewhere is sealed with.
 IMPORTED = "import"
 

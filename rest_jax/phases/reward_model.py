@@ -1,7 +1,7 @@
 """The reward: ratings first, then the model that learns them, then a report on how far it may be trusted.
 
-Floor 6. With a ratings file the model learns from it. Without one, an automatic rater samples the BC policy on a
-split of its own and rates the samples by sentence chrF; the report says so.
+Floor 6. With a ratings file the model learns from it. Without one, an automatic rater samples the BC
+policy on a split of its own and rates the samples by sentence chrF; the report says so.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def make_reward(workspace: Workspace) -> None:
         "settings": _training_settings(workspace),
         "network": network_of(workspace),
         "lengths": lengths_of(workspace),
-        "policy": workspace.digest(workspace.policy_folder(BC), "pretrain") if settings.start_from_policy else "",
+        "policy": workspace.digest(workspace.policy_folder(BC), "pretrain")
+        if settings.start_from_policy
+        else "",
         "ratings": workspace.digest(workspace.ratings_folder, "reward_model"),
     }
     workspace.run_step(
@@ -222,7 +224,11 @@ def _train(workspace: Workspace) -> Mapping[str, Any]:
         experiment.seed,
     )
     checkpoints.discard_checkpoints(workspace.reward_folder)
-    return {"best_step": result.best_step, **result.best_metrics, **_validate(workspace, valid, result.params)}
+    return {
+        "best_step": result.best_step,
+        **result.best_metrics,
+        **_validate(workspace, valid, result.params),
+    }
 
 
 def _initial_params(workspace: Workspace, config: network_config.T5Config) -> Any:
@@ -253,8 +259,8 @@ def _validate(workspace: Workspace, valid: Sequence[ratings.Rating], params: Any
         files.write_json(workspace.reward_folder / "validation.json", report)
     shares = {kind: found["share_below"] for kind, found in report["corruptions"].items() if found["n"]}
     workspace.logbook.say(
-        f"reward model on {report['sources']} held-out sources: Spearman {_shown(report['spearman'])} with the "
-        f"ratings; ranked below their originals: "
+        f"reward model on {report['sources']} held-out sources: Spearman {_shown(report['spearman'])} with "
+        f"the ratings; ranked below their originals: "
         + ", ".join(f"{kind} {share:.0%}" for kind, share in shares.items())
     )
     return {"spearman": report["spearman"]}

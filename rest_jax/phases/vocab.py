@@ -11,7 +11,7 @@ from rest_jax import errors, files
 from rest_jax.data import corpora, examples, vocabulary
 from rest_jax.phases.workspace import SPLITS, Workspace, check_vocabulary_fits
 
-Rows = dict[str, list[tuple[int, str, str]]]
+Rows = corpora.Splits
 
 
 def prepare_text(workspace: Workspace) -> None:
@@ -26,9 +26,12 @@ def prepare_text(workspace: Workspace) -> None:
         rows: Rows | None = None  # sealed already: only the identities are checked below
     else:
         rows = _load(workspace)
-    identity = {"corpus": experiment.corpus, "vocabulary": experiment.vocabulary}
+    identity: dict[str, Any] = {"corpus": experiment.corpus, "vocabulary": experiment.vocabulary}
     workspace.run_step(
-        workspace.vocabulary_folder, "vocab", identity, lambda: _make_vocabulary(workspace, rows or _load(workspace))
+        workspace.vocabulary_folder,
+        "vocab",
+        identity,
+        lambda: _make_vocabulary(workspace, rows or _load(workspace)),
     )
     identity = {
         "corpus": experiment.corpus,
