@@ -7,6 +7,7 @@ of its values), not NaN.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import flax.linen as nn
@@ -14,13 +15,19 @@ import jax
 import jax.numpy as jnp
 
 from rest_jax.network.config import T5Config
-from rest_jax.network.layers import Dense, attention_init, constrain, dropout
+from rest_jax.network.layers import Dense, Initializer, attention_init, compiled, constrain, dropout
 
 MASKED_LOGIT = -1e10
 
 
-def _query_init(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype, head_dim: int) -> jax.Array:
-    return attention_init(key, shape, dtype) / math.sqrt(head_dim)
+@functools.cache
+def query_init(head_dim: int) -> Initializer:
+    """Initialiser of the query kernel, which takes the place of dividing the logits by sqrt(D)."""
+
+    def init(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
+        return attention_init(key, shape, dtype) / math.sqrt(head_dim)
+
+    return compiled(init)
 
 
 def attention_weights(logits: jax.Array, mask: jax.Array) -> jax.Array:
@@ -36,12 +43,8 @@ class Attention(nn.Module):
     def setup(self) -> None:
         """Declares the four projections."""
         config = self.config
-
-        def query_init(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
-            return _query_init(key, shape, dtype, config.head_dim)
-
         width, inwards, dtype = config.joined_kv_dim, ("embed", "joined_kv"), config.activation_dtype
-        self.query = Dense(width, inwards, dtype, kernel_init=query_init)
+        self.query = Dense(width, inwards, dtype, kernel_init=query_init(config.head_dim))
         self.key = Dense(width, inwards, dtype, kernel_init=attention_init)
         self.value = Dense(width, inwards, dtype, kernel_init=attention_init)
         self.out = Dense(config.emb_dim, ("joined_kv", "embed"), dtype, kernel_init=attention_init)

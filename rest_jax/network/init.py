@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from rest_jax.errors import ConfigError
 from rest_jax.network.config import T5Config
 from rest_jax.network.heads import RewardModel
+from rest_jax.network.mesh import unbox
 from rest_jax.network.transformer import Transformer
 from rest_jax.types import Params
 
@@ -23,18 +24,24 @@ _HEAD_IN_DECODER = "logits_dense"
 
 
 def _boxed(model: nn.Module, key: jax.Array) -> Any:
-    # Shapes of parameters do not depend on those of the inputs, so one token does.
-    token = jnp.ones((1, 1), jnp.int32)
-    return model.init(key, token, token)["params"]
+    # Shapes of parameters do not depend on those of the inputs, so one token does. Lazy: only the parameters
+    # are computed, each by a program that layers of the same shape share.
+    token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    # Without rules there are no constraints: those on parameters are the caller's (`out_shardings`), and a
+    # constraint on an array that is made outside `jit` is an error.
+    with nn.logical_axis_rules(()):
+        return model.lazy_init(key, token, token)["params"]
 
 
-@functools.partial(jax.jit, static_argnums=0)
 def _unboxed(model: nn.Module, key: jax.Array) -> Any:
-    return nn.meta.unbox(_boxed(model, key))
+    return unbox(_boxed(model, key))
 
 
 def init_params(config: T5Config, key: jax.Array) -> dict[str, Any]:
     """Fresh float32 parameters of `Transformer(config)`, a function of the key alone.
+
+    May be called as it is, or inside `jit` with `out_shardings` where one device cannot hold them all: the
+    numbers are the same to the bit.
 
     Returns:
       {"token_embedder": ..., "encoder": ..., "decoder": ...}, T5X's tree without boxes.
@@ -79,7 +86,7 @@ def abstract_reward_params(config: T5Config) -> dict[str, Any]:
 
 def count_params(params: Any) -> int:
     """How many numbers a tree of (abstract) parameters holds."""
-    return sum(leaf.size for leaf in jax.tree.leaves(nn.meta.unbox(params)))
+    return sum(leaf.size for leaf in jax.tree.leaves(unbox(params)))
 
 
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:

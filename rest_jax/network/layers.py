@@ -22,9 +22,15 @@ Initializer = Callable[..., jax.Array]
 
 NORM_EPSILON = 1e-6
 
-attention_init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-dense_init: Initializer = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-embedding_init: Initializer = nn.initializers.normal(stddev=1.0)
+
+def compiled(init: Initializer) -> Initializer:
+    """An initialiser as one compiled program for each shape, the same inside `jit` and outside."""
+    return jax.jit(init, static_argnums=(1, 2))
+
+
+attention_init = compiled(nn.initializers.variance_scaling(1.0, "fan_in", "normal"))
+dense_init = compiled(nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"))
+embedding_init = compiled(nn.initializers.normal(stddev=1.0))
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=True),

@@ -103,6 +103,19 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def unbox(boxed_variables: Any) -> Any:
+    """The tree without the boxes that hold logical axis names; a tree without boxes comes back as it is.
+
+    `nn.meta.unbox` would also put a sharding constraint on every leaf under `use_mesh`, and fails there on
+    shapes and on arrays outside `jit`.
+    """
+
+    def open_box(leaf: Any) -> Any:
+        return leaf.unbox(apply_constraint=False) if isinstance(leaf, nn.LogicallyPartitioned) else leaf
+
+    return jax.tree.map(open_box, boxed_variables, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
 def param_shardings(mesh: Mesh, abstract_boxed_variables: Any) -> Any:
     """The sharding of every parameter, from the logical axis names it was declared with.
 
@@ -119,7 +132,7 @@ def param_shardings(mesh: Mesh, abstract_boxed_variables: Any) -> Any:
     """
     specs = nn.get_partition_spec(abstract_boxed_variables)
     shardings = nn.logical_to_mesh_sharding(specs, mesh, LOGICAL_AXIS_RULES)
-    shapes = nn.meta.unbox(abstract_boxed_variables)
+    shapes = unbox(abstract_boxed_variables)
     jax.tree_util.tree_map_with_path(_check_divides, shapes, shardings)
     return shardings
 

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.network.config import T5Config
-from rest_jax.network.layers import declare
+from rest_jax.network.layers import compiled, declare
+
+bias_init = compiled(nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"))
 
 
 def relative_position_buckets(
@@ -58,9 +60,8 @@ class RelativePositionBias(nn.Module):
 
     def setup(self) -> None:
         """Declares the table."""
-        init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
         shape = (self.config.num_heads, self.config.relpos_num_buckets)
-        self.rel_embedding = declare(self, "rel_embedding", init, shape, ("heads", "relpos_buckets"))
+        self.rel_embedding = declare(self, "rel_embedding", bias_init, shape, ("heads", "relpos_buckets"))
 
     def _of_offsets(self, offsets: np.ndarray) -> jax.Array:
         buckets = relative_position_buckets(

@@ -71,7 +71,7 @@ def score_logits(config: T5Config, params: Any, source: Any, target: Any) -> np.
 
 
 def rows(lengths: list[int], width: int, seed: int, *, shifted: bool = False, vocab: int = 40) -> np.ndarray:
-    """Random token rows ending in EOS (1) and padded with 0 to `width`; `shifted` puts the start symbol first."""
+    """Random rows ending in EOS (1), padded to `width`; `shifted` starts with the start symbol."""
     rng = np.random.default_rng(seed)
     out = np.zeros((len(lengths), width), np.int32)
     for row, length in zip(out, lengths, strict=True):
