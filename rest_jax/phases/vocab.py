@@ -1,4 +1,7 @@
-"""The vocab phase: reads the corpus, trains the vocabulary on its training side, writes the tokenised splits."""
+"""The vocab phase: reads the corpus, trains the vocabulary, writes the tokenised splits.
+
+Floor 6.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,10 @@ def prepare_text(workspace: Workspace) -> None:
       DataError: it is empty, has bad rows, or its splits share a sentence.
     """
     experiment = workspace.experiment
-    if files.read_seal(workspace.text_folder) is not None:
-        rows: Rows | None = None  # sealed already: only the identities are checked below
-    else:
-        rows = _load(workspace)
+    sealed = files.read_seal(workspace.text_folder)
+    if sealed is not None:
+        _check_unchanged(sealed.facts["input_files"])
+    rows: Rows | None = _load(workspace) if sealed is None else None
     identity: dict[str, Any] = {"corpus": experiment.corpus, "vocabulary": experiment.vocabulary}
     workspace.run_step(
         workspace.vocabulary_folder,
@@ -56,6 +59,23 @@ def _load(workspace: Workspace) -> Rows:
             )
     corpora.check_disjoint(rows)
     return rows
+
+
+def _input_digests(workspace: Workspace) -> dict[str, str]:
+    """SHA-256 of the files that the corpus is read from; corpora that are no files have none."""
+    find_files = getattr(workspace.experiment.corpus, "input_files", lambda: [])
+    return {str(path): files.file_digest(path) for path in find_files()}
+
+
+def _check_unchanged(digests: Mapping[str, str]) -> None:
+    """A corpus that is gone is no matter once it is tokenised; one that has changed would be ignored."""
+    for path, digest in digests.items():
+        if Path(path).is_file() and files.file_digest(path) != digest:
+            raise errors.ConfigError(
+                f"{path} has changed since this run tokenised it",
+                where="vocab",
+                remedy="Use a new MODEL_DIR, or restore the file",
+            )
 
 
 def _sentences(rows: Rows) -> Iterator[str]:
@@ -91,7 +111,7 @@ def _copy_vocabulary(source: Path, target: Path) -> None:
 def _tokenise(workspace: Workspace, rows: Rows) -> Mapping[str, Any]:
     from rest_jax.data import tasks
 
-    facts = {}
+    facts: dict[str, Any] = {"input_files": _input_digests(workspace)}
     for split in SPLITS:
         if not rows.get(split):
             continue
