@@ -29,12 +29,18 @@ class StepAverages:
         self._sums: dict[str, np.ndarray] = {}
         self._grad_norms: list[float] = []
         self._weight, self._skipped, self._steps, self._rate = 0.0, 0, 0, math.nan
-        self._began = time.monotonic()
+        self._first_read, self._last_read, self._timed_weight = math.nan, math.nan, 0.0
 
     def add(self, metrics: StepMetrics) -> None:
         """Takes in the numbers of one step."""
         self._steps += 1
         self._rate = float(metrics["learning_rate"])
+        self._last_read = time.monotonic()
+        # The clock starts when the first step is done, so that compiling and evaluating do not count.
+        if self._steps == 1:
+            self._first_read = self._last_read
+        else:
+            self._timed_weight += float(metrics["weight"])
         if metrics["skipped"]:
             self._skipped += 1
             return
@@ -46,16 +52,17 @@ class StepAverages:
 
     def close(self) -> dict[str, float]:
         """The line of the log; the next window begins."""
-        seconds = max(time.monotonic() - self._began, 1e-9)
         line = {f"train/{name}": mean(*map(float, pair)) for name, pair in self._sums.items()}
         if self._grad_norms:
             line["train/grad_norm"] = sum(self._grad_norms) / len(self._grad_norms)
         line |= {
             "train/learning_rate": self._rate,
             "train/weight": self._weight / max(self._steps - self._skipped, 1),
-            "train/weight_per_second": self._weight / seconds,
-            "train/steps_per_second": self._steps / seconds,
         }
+        seconds = self._last_read - self._first_read
+        if self._steps > 1 and seconds > 0:
+            line["train/steps_per_second"] = (self._steps - 1) / seconds
+            line["train/weight_per_second"] = self._timed_weight / seconds
         if self._skipped:
             line["train/skipped"] = float(self._skipped)
         self._clear()

@@ -35,9 +35,7 @@ class LossEvaluator:
         def sums(params: Params, batch: Any) -> LossSums:
             return loss_fn(params, batch, None)
 
-        self._sums = jax.jit(
-            sums, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh)
-        )
+        self._sums = jax.jit(sums, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
     def __call__(self, params: Params, step: int) -> dict[str, float]:
         """Averages over all batches, summed on the host as float64."""

@@ -409,7 +409,7 @@ def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _phase_name(folder: Path, run_dir: Path | None) -> str:
-    """"policy/bc" for RUN/policy/bc; the last part of a folder outside the run's."""
+    """ "policy/bc" for RUN/policy/bc; the last part of a folder outside the run's."""
     if run_dir is not None and folder.absolute().is_relative_to(run_dir.absolute()):
         return folder.absolute().relative_to(run_dir.absolute()).as_posix()
     return folder.name

@@ -34,17 +34,33 @@ def logbook(tmp_path):
         yield book
 
 
-def fit(mesh, logbook, folder, config=BASE, loss_fn=toys.classifier_loss, batch_at=toys.classifier_batch, **more):
-    evaluators = more.pop("evaluators", None)
+def fit(
+    mesh,
+    logbook,
+    folder,
+    config=BASE,
+    loss_fn=toys.classifier_loss,
+    batch_at=toys.classifier_batch,
+    evaluators=None,
+    params=None,
+):
     if evaluators is None:
         batches = [toys.classifier_batch(100 + i) for i in range(2)]
         evaluators = [LossEvaluator(loss_fn, batches, mesh)]
-    params = more.pop("params", None) or toys.classifier_params()
-    return Trainer(config, loss_fn, mesh).fit(params, batch_at, evaluators, folder, logbook, seed=3, **more)
+    params = toys.classifier_params() if params is None else params
+    return Trainer(config, loss_fn, mesh).fit(params, batch_at, evaluators, folder, logbook, seed=3)
 
 
 def assert_equal_trees(left, right):
     jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def assert_close_trees(left, right):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), left, right)
+
+
+def metrics_of(run_dir, phase):
+    return [line["metrics"] for line in read_metrics(run_dir) if line["phase"] == phase]
 
 
 def scripted(values):
@@ -81,7 +97,7 @@ def test_one_step_of_sgd_is_the_gradient_of_the_weighted_mean(mesh, logbook, tmp
         return sums.loss / sums.weight
 
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, start, jax.grad(mean_loss)(start))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), result.params, expected)
+    assert_close_trees(result.params, expected)
 
 
 @pytest.mark.parametrize("microbatches", [2, 4, 8])
@@ -89,9 +105,8 @@ def test_accumulation_equals_the_whole_batch(mesh, logbook, tmp_path, microbatch
     whole = fit(mesh, logbook, tmp_path / "whole", loss_fn=toys.without_dropout)
     config = dataclasses.replace(BASE, microbatches=microbatches)
     parts = fit(mesh, logbook, tmp_path / "parts", config, toys.without_dropout)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), parts.params, whole.params)
-    by_phase = {phase: [line["metrics"] for line in read_metrics(tmp_path) if line["phase"] == phase] for phase in ("whole", "parts")}
-    for left, right in zip(by_phase["whole"], by_phase["parts"], strict=True):
+    assert_close_trees(parts.params, whole.params)
+    for left, right in zip(metrics_of(tmp_path, "whole"), metrics_of(tmp_path, "parts"), strict=True):
         for name in ("train/loss", "train/accuracy", "train/weight", "train/grad_norm"):
             assert left[name] == pytest.approx(right[name], rel=1e-4)
 
@@ -102,7 +117,8 @@ def test_writes_params_fit_json_and_metrics(mesh, logbook, tmp_path):
     assert_equal_trees(loaded, result.params)
     written = read_fit(tmp_path / "policy" / "bc")
     assert written["best_step"] == result.best_step and written["steps"] == 12
-    assert written["best_value"] == result.best_metrics["valid/loss"] == min(r["valid/loss"] for r in result.history)
+    assert written["best_value"] == result.best_metrics["valid/loss"]
+    assert written["best_value"] == min(row["valid/loss"] for row in result.history)
     assert [row["step"] for row in written["history"]] == [4, 8, 12]
     lines = read_metrics(tmp_path)
     assert {line["phase"] for line in lines} == {"policy/bc"}
@@ -124,30 +140,31 @@ def test_resume_is_bit_exact(mesh, tmp_path, name):
     with Logbook(tmp_path / "a", stream=io.StringIO()) as book:
         unbroken = fit(mesh, book, tmp_path / "a" / "fit", config)
 
-    class PowerCut(Exception):
+    class PowerCutError(Exception):
         pass
 
     def cut_at(limit):
         def batch_at(step):
             if step == limit:
-                raise PowerCut
+                raise PowerCutError
             return toys.classifier_batch(step)
 
         return batch_at
 
     with Logbook(tmp_path / "b", stream=io.StringIO()) as book:
         for limit in (2, 5, 10):
-            with pytest.raises(PowerCut):
+            with pytest.raises(PowerCutError):
                 fit(mesh, book, tmp_path / "b" / "fit", config, batch_at=cut_at(limit))
         resumed = fit(mesh, book, tmp_path / "b" / "fit", config)
     assert_equal_trees(resumed.params, unbroken.params)
     assert resumed.history == unbroken.history and resumed.params_digest == unbroken.params_digest
     assert read_fit(tmp_path / "a" / "fit") == read_fit(tmp_path / "b" / "fit")
     names = ("train/loss", "train/grad_norm", "train/learning_rate", "valid/loss")
-    curves = [
-        [(x["step"], [x["metrics"].get(name) for name in names]) for x in read_metrics(tmp_path / run)] for run in "ab"
-    ]
-    assert curves[0] == sorted(curves[1])
+
+    def curve(run):
+        return {x["step"]: [x["metrics"].get(name) for name in names] for x in read_metrics(tmp_path / run)}
+
+    assert curve("a") == curve("b")
 
 
 def test_finished_training_returns_at_once(mesh, logbook, tmp_path):
@@ -222,8 +239,7 @@ def test_a_step_that_is_not_finite_is_left_out(mesh, logbook, tmp_path, name):
         mesh, logbook, tmp_path / "b", shorter, toys.without_dropout, lambda i: toys.classifier_batch(kept[i])
     )
     assert_equal_trees(skipping.params, without.params)
-    skipped = [line["metrics"].get("train/skipped", 0) for line in read_metrics(tmp_path) if line["phase"] == "a"]
-    assert sum(skipped) == 2
+    assert sum(metrics.get("train/skipped", 0) for metrics in metrics_of(tmp_path, "a")) == 2
 
 
 def test_stops_when_nothing_is_finite(mesh, logbook, tmp_path):
@@ -241,3 +257,57 @@ def test_a_huge_learning_rate_never_saves_what_is_not_finite(mesh, logbook, tmp_
     config = dataclasses.replace(BASE, optimizer=optimizer, nonfinite_limit=100)
     result = fit(mesh, logbook, tmp_path / "fit", config)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result.params))
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_result_is_the_same(mesh, logbook, tmp_path):
+    unbroken = fit(mesh, logbook, tmp_path / "a")
+    with pytest.raises(ZeroDivisionError):
+        fit(mesh, logbook, tmp_path / "b", batch_at=lambda step: toys.classifier_batch(step // (step < 10)))
+    store = checkpoints.CheckpointStore(tmp_path / "b" / "checkpoints")
+    assert store.steps() == [4, 8]
+    data = max(
+        (path for path in store.path(8).rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    raw = bytearray(data.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    data.write_bytes(raw)
+    resumed = fit(mesh, logbook, tmp_path / "b")
+    assert_equal_trees(resumed.params, unbroken.params)
+    assert resumed.history == unbroken.history
+
+
+def test_training_goes_on_when_asked_for_more_steps(mesh, logbook, tmp_path):
+    fit(mesh, logbook, tmp_path / "fit", dataclasses.replace(BASE, train_steps=8))
+    longer = fit(mesh, logbook, tmp_path / "fit")
+    assert_equal_trees(longer.params, fit(mesh, logbook, tmp_path / "at_once").params)
+    with pytest.raises(errors.ConfigError, match="trained for 12 steps, and train_steps is 5"):
+        fit(mesh, logbook, tmp_path / "fit", dataclasses.replace(BASE, train_steps=5))
+
+
+def test_first_line_says_what_is_trained(mesh, tmp_path):
+    stream = io.StringIO()
+    fit(mesh, Logbook(tmp_path, stream=stream), tmp_path / "policy" / "bc")
+    assert stream.getvalue().splitlines()[0] == (
+        "policy/bc: 80 parameters; mesh data=1 x model=1; 0.0 MB of state per device; "
+        "batch (8, 6), (8,); from the start"
+    )
+
+
+def test_batches_of_another_size_are_an_error(mesh, logbook, tmp_path):
+    with pytest.raises(errors.ConfigError, match=r"batch of step 0 .*\(4, 6\), and batch_size is 8"):
+        fit(mesh, logbook, tmp_path / "fit", batch_at=lambda step: toys.classifier_batch(step, rows=4))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"train_steps": 0}, "train_steps = 0 must be a whole number of 1 or more"),
+        ({"log_period": 2.5}, "log_period = 2.5 must be a whole number"),
+        ({"patience": -1}, "patience = -1 must be a whole number of 0 or more"),
+        ({"microbatches": 3}, "batch_size = 8 cannot be cut into 3 equal parts"),
+        ({"best_mode": "least"}, 'unknown best_mode "least"'),
+    ],
+)
+def test_bad_configurations_are_named(fields, message):
+    with pytest.raises(errors.ConfigError, match=message):
+        dataclasses.replace(BASE, **fields)
