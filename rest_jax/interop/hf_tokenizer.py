@@ -37,7 +37,7 @@ def write_tokenizer(vocabulary_file: Path, folder: Path, max_source_length: int 
       MissingInputError: there is no such vocabulary.
       ConfigError: its special ids are not T5's, or its kind has no counterpart in the tokenizers library.
     """
-    model = _read_model(vocabulary_file)
+    model = read_model(vocabulary_file)
     special = {name: model.pieces[index].piece for name, index in _special_ids().items()}
     with files.atomic_path(folder / SPIECE_NAME) as temporary:
         shutil.copyfile(vocabulary_file, temporary)
@@ -50,6 +50,8 @@ def write_tokenizer(vocabulary_file: Path, folder: Path, max_source_length: int 
         "clean_up_tokenization_spaces": False,
         "legacy": False,
         "padding_side": "right",
+        # Without it the fast class adds token_type_ids, which T5's generate() refuses.
+        "model_input_names": ["input_ids", "attention_mask"],
     }
     if max_source_length is not None:
         settings["model_max_length"] = max_source_length
@@ -61,8 +63,8 @@ def _special_ids() -> dict[str, int]:
     return {"pad_token": PAD_ID, "eos_token": EOS_ID, "unk_token": UNK_ID}
 
 
-def _read_model(path: Path) -> Any:
-    """Parses a SentencePiece model into its protocol buffer."""
+def read_model(path: Path) -> Any:
+    """Parses a SentencePiece model into its protocol buffer (a ModelProto); raises as `write_tokenizer`."""
     from sentencepiece import sentencepiece_model_pb2 as protocol
 
     if not Path(path).is_file():

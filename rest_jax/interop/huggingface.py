@@ -250,6 +250,13 @@ def export_huggingface(
     state = params_to_hf_state(params, config)
     parameter_names.check_finite(state, where=f"export to {folder}")
     values = config_to_hf(config)
+    pieces = len(hf_tokenizer.read_model(Path(vocabulary_file)).pieces)
+    if pieces > config.vocab_size:
+        raise errors.ConfigError(
+            f"{vocabulary_file} has {pieces} pieces, the embedding {config.vocab_size} rows",
+            where="T5Config.vocab_size",
+            remedy="Export with the vocabulary that the policy was trained with",
+        )
     (folder / CONFIG_NAME).unlink(missing_ok=True)  # a folder half written has no configuration
     with files.atomic_path(folder / WEIGHTS_NAME) as temporary:
         save_file(state, temporary, metadata={"format": "pt"})

@@ -241,6 +241,16 @@ def test_parameters_of_another_network_are_refused(tmp_path, vocabulary_file):
         huggingface.params_to_hf_state(params, tiny_config(logits_via_embedding=True))
 
 
+def test_vocabularies_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, vocabulary_file):
+    small = tiny_config(vocab_size=100)
+    with pytest.raises(errors.ConfigError, match="the embedding 100 rows"):
+        huggingface.export_huggingface(random_params(small), small, vocabulary_file, tmp_path / "a", 20)
+    config = tiny_config()
+    with pytest.raises(errors.MissingInputError, match="no vocabulary"):
+        huggingface.export_huggingface(random_params(config), config, tmp_path / "none", tmp_path / "a", 20)
+    assert not (tmp_path / "a").exists()
+
+
 def _exported(tmp_path, vocabulary_file):
     config = tiny_config()
     huggingface.export_huggingface(random_params(config), config, vocabulary_file, tmp_path, 20, check=False)
