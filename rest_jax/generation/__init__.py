@@ -1,0 +1,1 @@
+"""Decoding: sampling, greedy and beam search, the scorer, and the translator that drives them."""

@@ -1,9 +1,10 @@
 """What a decoder asks of a model, and what it gives back.
 
 Floor 4. Sampling, greedy search and beam search see the model through three functions only; so any model
-that can take one step from a state can be decoded, and a table of probabilities can stand in for it in a test.
+that can take one step from a state can be decoded, and a table of probabilities can stand in for it.
 """
 
+# ruff: noqa: N815 (shapes live in the names of arrays)
 from __future__ import annotations
 
 import dataclasses
@@ -27,7 +28,8 @@ class StartFn(Protocol):
 
     def __call__(
         self, params: Params, source_tokens_SxL: jax.Array, num_rows_N: int, max_length_T: int
-    ) -> State: ...
+    ) -> State:
+        """See `DecoderFns`."""
 
 
 class StepFn(Protocol):
@@ -35,13 +37,15 @@ class StepFn(Protocol):
 
     def __call__(
         self, params: Params, tokens_SxN: jax.Array, position: jax.Array, state: State
-    ) -> tuple[jax.Array, State]: ...
+    ) -> tuple[jax.Array, State]:
+        """See `DecoderFns`."""
 
 
 class ReorderFn(Protocol):
     """Makes row n of each source go on from what row `parents[s, n]` of the same source has seen."""
 
-    def __call__(self, state: State, parents_SxN: jax.Array) -> State: ...
+    def __call__(self, state: State, parents_SxN: jax.Array) -> State:
+        """See `DecoderFns`."""
 
 
 class DecoderFns(NamedTuple):
@@ -68,16 +72,17 @@ def transformer_decoder(config: T5Config) -> DecoderFns:
     def start(
         params: Params, source_tokens_SxL: jax.Array, num_rows_N: int, max_length_T: int
     ) -> tuple[DecodeCache, EncodedSource]:
-        source = model.apply({"params": params}, source_tokens_SxL, method=Transformer.start_decoding)
+        source: Any = model.apply({"params": params}, source_tokens_SxL, method=Transformer.start_decoding)
         return empty_cache(config, source_tokens_SxL.shape[0], num_rows_N, max_length_T), source
 
     def step(
         params: Params, tokens_SxN: jax.Array, position: jax.Array, state: tuple[DecodeCache, EncodedSource]
     ) -> tuple[jax.Array, tuple[DecodeCache, EncodedSource]]:
         cache, source = state
-        logits, cache = model.apply(
+        decoded: Any = model.apply(
             {"params": params}, tokens_SxN, position, cache, source, method=Transformer.decode_step
         )
+        logits, cache = decoded
         return logits, (cache, source)
 
     def reorder(

@@ -5,6 +5,7 @@ Floor 4. A token is drawn by inverting the cumulative distribution at one unifor
 and whatever else is in the batch.
 """
 
+# ruff: noqa: N815 (shapes live in the names of arrays)
 from __future__ import annotations
 
 import dataclasses
@@ -194,15 +195,15 @@ def sample(
         logits = logits.astype(jnp.float32)
         shaped = shape_logits(logits, config, allowed_vocab_size)
         drawn = _draw(logits, shaped, keys.position_uniforms(keys_SxN, loop.position))
-        tokens = jnp.where(loop.ended_SxN, PAD_ID, drawn.tokens_SxN)
-        at = loop.position
+        at, ended = loop.position, loop.ended_SxN
+        tokens = jnp.where(ended, PAD_ID, drawn.tokens_SxN)
         return _Loop(
             position=at + 1,
             last_SxN=tokens,
-            ended_SxN=loop.ended_SxN | (tokens == EOS_ID),
+            ended_SxN=ended | (tokens == EOS_ID),
             tokens_TxSxN=loop.tokens_TxSxN.at[at].set(tokens),
-            log_probs_TxSxN=loop.log_probs_TxSxN.at[at].set(jnp.where(loop.ended_SxN, 0.0, drawn.log_probs_SxN)),
-            tempered_TxSxN=loop.tempered_TxSxN.at[at].set(jnp.where(loop.ended_SxN, 0.0, drawn.tempered_SxN)),
+            log_probs_TxSxN=loop.log_probs_TxSxN.at[at].set(jnp.where(ended, 0.0, drawn.log_probs_SxN)),
+            tempered_TxSxN=loop.tempered_TxSxN.at[at].set(jnp.where(ended, 0.0, drawn.tempered_SxN)),
             state=state,
         )
 

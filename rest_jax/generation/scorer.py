@@ -6,6 +6,8 @@ same `shape_logits`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -66,5 +68,7 @@ def score_tokens(
       float32 [B, T], as `score_logits`.
     """
     inputs_BxT = jnp.pad(target_tokens_BxT, ((0, 0), (1, 0)), constant_values=PAD_ID)[:, :-1]
-    logits = Transformer(config).apply({"params": params}, source_tokens_BxL, inputs_BxT, deterministic=True)
+    logits: Any = Transformer(config).apply(
+        {"params": params}, source_tokens_BxL, inputs_BxT, deterministic=True
+    )
     return score_logits(logits, target_tokens_BxT, sampling, allowed_vocab_size)

@@ -5,10 +5,11 @@ ranked by log-probability over ((5 + length) / 6)^alpha (Wu et al. 2016, arXiv:1
 coverage term), and stops when no live prefix can still enter any pool.
 """
 
+# ruff: noqa: N815 (shapes live in the names of arrays)
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,13 +76,14 @@ def greedy(
         logits, state = fns.step(params, loop.last_Sx1, loop.position, loop.state)
         best = jnp.argmax(mask_unused(logits, allowed_vocab_size), axis=-1).astype(jnp.int32)
         log_probs = pick(jax.nn.log_softmax(logits.astype(jnp.float32)), best)
-        tokens = jnp.where(loop.ended_Sx1, PAD_ID, best)
+        at, ended = loop.position, loop.ended_Sx1
+        tokens = jnp.where(ended, PAD_ID, best)
         return _GreedyLoop(
-            position=loop.position + 1,
+            position=at + 1,
             last_Sx1=tokens,
-            ended_Sx1=loop.ended_Sx1 | (tokens == EOS_ID),
-            tokens_TxSx1=loop.tokens_TxSx1.at[loop.position].set(tokens),
-            log_probs_TxSx1=loop.log_probs_TxSx1.at[loop.position].set(jnp.where(loop.ended_Sx1, 0.0, log_probs)),
+            ended_Sx1=ended | (tokens == EOS_ID),
+            tokens_TxSx1=loop.tokens_TxSx1.at[at].set(tokens),
+            log_probs_TxSx1=loop.log_probs_TxSx1.at[at].set(jnp.where(ended, 0.0, log_probs)),
             state=state,
         )
 
@@ -187,18 +189,11 @@ def beam_search(
       than the beam) is empty with score -inf.
     """
     if config.beam_size == 1:  # one prefix has nothing to be weighed against: it ends where it likes best
-        decoded = greedy(
-            fns,
-            params,
-            source_tokens_SxL,
-            config.max_length,
-            allowed_vocab_size=allowed_vocab_size,
-            active_S=active_S,
-        )
+        options: dict[str, Any] = {"allowed_vocab_size": allowed_vocab_size, "active_S": active_S}
+        decoded = greedy(fns, params, source_tokens_SxL, config.max_length, **options)
         length = jnp.sum(decoded.tokens_SxNxT != PAD_ID, axis=-1)
-        return dataclasses.replace(
-            decoded, scores_SxN=decoded.scores_SxN / length_penalty(length, config.length_penalty)
-        )
+        penalised = decoded.scores_SxN / length_penalty(length, config.length_penalty)
+        return dataclasses.replace(decoded, scores_SxN=penalised)
 
     num_sources, beam_size = source_tokens_SxL.shape[0], config.beam_size
 
@@ -209,8 +204,9 @@ def beam_search(
         ends = tokens == EOS_ID
         penalised = grown.scores_SxK / length_penalty(loop.position + 1, config.length_penalty)
         ending = grown._replace(scores_SxK=jnp.where(ends, penalised, -jnp.inf))
+        ongoing = grown._replace(scores_SxK=jnp.where(ends, -jnp.inf, grown.scores_SxK))
         finished, _ = _best(_concatenate(loop.finished, ending), beam_size)
-        live, places = _best(grown._replace(scores_SxK=jnp.where(ends, -jnp.inf, grown.scores_SxK)), beam_size)
+        live, places = _best(ongoing, beam_size)
         return _BeamLoop(loop.position + 1, live, finished, fns.reorder(state, _take_rows(parents, places)))
 
     def going_on(loop: _BeamLoop) -> jax.Array:

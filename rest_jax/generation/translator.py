@@ -6,6 +6,7 @@ filled up with dummy sources. So each bucket compiles once, and what a source's 
 how many devices there are or on what was asked for beside it.
 """
 
+# ruff: noqa: N815 (shapes live in the names of arrays)
 from __future__ import annotations
 
 import dataclasses
@@ -144,7 +145,8 @@ class _Batch:
     tokens_SxL: np.ndarray
 
     @property
-    def active_S(self) -> np.ndarray:
+    def active(self) -> np.ndarray:
+        """False for the dummies, bool [S]."""
         return np.arange(len(self.tokens_SxL)) < len(self.rows)
 
     def fill(self, values: np.ndarray) -> np.ndarray:
@@ -301,7 +303,7 @@ class Translator:
         def calls() -> Iterator[tuple[np.ndarray, int, Decoded]]:
             for batch in self._batches(sources):
                 halves = (self._shard(batch.fill(high)), self._shard(batch.fill(low)))
-                inputs = (self._shard(batch.tokens_SxL), self._shard(batch.active_S), halves, key)
+                inputs = (self._shard(batch.tokens_SxL), self._shard(batch.active), halves, key)
                 for first in range(0, num_samples, num_rows):
                     yield batch.rows, first, program(self._params, *inputs, (np.uint32(first), end))
 
@@ -319,9 +321,7 @@ class Translator:
         program = _greedy_program(self.config, max_length, self.allowed_vocab_size, self.mesh)
         return self._collect(self._search(program, sources), len(sources), 1, progress)
 
-    def beam(
-        self, sources: RaggedTokens, beam: BeamConfig, progress: Progress | None = None
-    ) -> Translations:
+    def beam(self, sources: RaggedTokens, beam: BeamConfig, progress: Progress | None = None) -> Translations:
         """The `beam_size` best translations of each source, best first.
 
         Raises:
@@ -333,7 +333,7 @@ class Translator:
 
     def _search(self, program: Any, sources: RaggedTokens) -> Iterator[tuple[np.ndarray, int, Decoded]]:
         for batch in self._batches(sources):
-            decoded = program(self._params, self._shard(batch.tokens_SxL), self._shard(batch.active_S))
+            decoded = program(self._params, self._shard(batch.tokens_SxL), self._shard(batch.active))
             yield batch.rows, 0, decoded
 
     def _batches(self, sources: RaggedTokens) -> Iterator[_Batch]:

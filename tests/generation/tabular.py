@@ -64,9 +64,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 def all_sequences(vocab_size: int, max_length: int) -> list[tuple[int, ...]]:
     """Every finished sequence of up to `max_length` tokens and every cut-off one of exactly that many."""
     inner = [t for t in range(vocab_size) if t not in (PAD_ID, EOS_ID)]
-    finished = [
-        (*body, EOS_ID) for n in range(max_length) for body in itertools.product(inner, repeat=n)
-    ]
+    finished = [(*body, EOS_ID) for n in range(max_length) for body in itertools.product(inner, repeat=n)]
     return finished + list(itertools.product(inner, repeat=max_length))
 
 

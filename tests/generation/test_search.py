@@ -65,7 +65,7 @@ def test_greedy_takes_the_likeliest_token():
         assert np.all(decoded.log_probs_SxNxT[row, 0, len(sequence) :] == 0)
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0, 2.0])
+@pytest.mark.parametrize("alpha", [0.0, 1.5])
 def test_a_wide_beam_finds_what_enumeration_finds(alpha):
     """With room for every prefix nothing is pruned, so the search is exact."""
     table = make_table(3, 5, seed=9, scale=1.5)
