@@ -10,12 +10,14 @@ binding that no object reads, a misspelt macro, a value of the wrong type, a req
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import logging
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +108,7 @@ def operative_config() -> str:
 
 
 def _require_file(name: str, paths: Sequence[str]) -> None:
-    if any((Path(folder) / name).is_file() for folder in paths):
+    if _find(name, paths) is not None:
         return
     known = [str(p) for p in Path("gin_configs").rglob("*.gin")]
     root = Path(__file__).resolve().parents[1]
@@ -123,23 +125,50 @@ def _require_file(name: str, paths: Sequence[str]) -> None:
 def _parse(gin_files: Sequence[str], bindings: Sequence[str], paths: Sequence[str]) -> None:
     gin.config._LOCATION_PREFIXES[:] = list(paths)
     for name in gin_files:
-        text_file = next(Path(folder) / name for folder in paths if (Path(folder) / name).is_file())
+        text_file = _find(name, paths)
+        assert text_file is not None  # _require_file saw it
         try:
-            _refuse_code(text_file)
-            gin.parse_config_file(str(text_file))
+            _refuse_code(text_file, paths, set())
+            with _quietly():
+                gin.parse_config_file(str(text_file))
         except errors.RestError:
             raise
         except Exception as error:
             raise _parse_error(error, str(text_file)) from error
     for binding in bindings:
+        if not re.match(r"[\w./]+\s*=", binding):
+            raise errors.ConfigError(
+                f"{binding!r} is not KEY=value", where=f"--gin.{binding}", remedy=f"Write '--gin.{binding}=…'"
+            )
         try:
             gin.parse_config(binding)
         except Exception as error:
             raise _parse_error(error, f"--gin.{binding}") from error
 
 
-def _refuse_code(path: Path) -> None:
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what gin logs of every folder that does not hold an included file."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _find(name: str, paths: Sequence[str]) -> Path | None:
+    return next((path for folder in paths if (path := Path(folder) / name).is_file()), None)
+
+
+def _refuse_code(path: Path, paths: Sequence[str], seen: set[Path]) -> None:
+    """Refuses `import` in a gin file and in all that it includes."""
+    if path in seen:
+        raise errors.ConfigError(f"{path} includes itself", where="gin", remedy="Delete that include line")
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        included = re.match(r"""\s*include\s+['"](.+)['"]""", line)
+        if included and (inner := _find(included[1], paths)) is not None:
+            _refuse_code(inner, paths, seen | {path})
         if re.match(r"\s*(import|from)\s", line):
             raise errors.ConfigError(
                 f"a gin file may not import code: {line.strip()!r}",
@@ -151,6 +180,8 @@ def _refuse_code(path: Path) -> None:
 def _parse_error(error: Exception, where: str) -> errors.ConfigError:
     """Turns what gin says of a line it cannot read into one line with a remedy."""
     text = " ".join(str(error).split())
+    if match := re.search(r'In file "([^"]+)", line (\d+)', text):
+        where = f"{match.group(1)}:{match.group(2)}"  # the innermost of files that include each other
     if match := re.search(r"No configurable matching '?([\w./]+)", text):
         return errors.ConfigError(
             f"no configurable {match.group(1)!r}", where=where, remedy=_close_to(match.group(1), _NAMES)
@@ -243,10 +274,7 @@ def _check_all_read() -> None:
                 short = scope if selector == _MACRO else f"{prefix}{selector.rsplit('.', 1)[-1]}.{name}"
                 unread.append(short)
     if unread:
-        names = [
-            scope for (scope, selector) in gin.config._CONFIG if selector == _MACRO and scope not in unread
-        ]
-        close = difflib.get_close_matches(unread[0], names, n=1)
+        close = difflib.get_close_matches(unread[0], _names_read(), n=1)
         raise errors.ConfigError(
             f"no part of the program reads {', '.join(sorted(unread))}",
             where="gin",
@@ -254,6 +282,18 @@ def _check_all_read() -> None:
             if close
             else "Correct or delete the binding",
         )
+
+
+def _names_read() -> list[str]:
+    """Every key that some object has read, as one writes it."""
+    names = []
+    for (scope, selector), used in gin.config._OPERATIVE_CONFIG.items():
+        if selector == _MACRO:
+            names.append(scope.rsplit("/", 1)[-1])
+        else:
+            prefix = f"{scope}/" if scope else ""
+            names += [f"{prefix}{selector.rsplit('.', 1)[-1]}.{name}" for name in used]
+    return names
 
 
 def _was_read(scope: list[str], selector: str, name: str) -> bool:

@@ -68,7 +68,7 @@ def _start_processes(arguments: Arguments) -> None:
             arguments.coordinator_address, arguments.process_count, arguments.process_index
         )
     names = ("jax_default_prng_impl", "jax_threefry_partitionable")
-    settings = {name: jax.config.read(name) for name in names}
+    settings = {name: getattr(jax.config, name) for name in names}
     if settings != {"jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True}:
         raise errors.ConfigError(
             f"the random number generator is not partitionable threefry: {settings}",

@@ -243,6 +243,13 @@ class Experiment:
             "TASK_FEATURE_LENGTHS",
             'Give {"inputs": tokens, "targets": tokens}, each at least 2',
         )
+        longest = self.decoding.source_lengths[-1]
+        _require(
+            longest >= self.source_length,
+            f"sources have up to {self.source_length} tokens and the longest bucket holds {longest}",
+            "DecodeBatching.source_lengths",
+            "Add a longer bucket, or lower TASK_FEATURE_LENGTHS",
+        )
         _require(self.grow_steps >= 1, f"grow_steps is {self.grow_steps}", "GROW_STEPS", "Give at least 1")
         _require(bool(self.model_dir), "MODEL_DIR is empty", "MODEL_DIR", "Name the run folder")
         _require(0 <= self.seed < 2**63, f"seed {self.seed} is out of range", "SEED", "Give 0 to 2**63 - 1")
