@@ -8,7 +8,7 @@ import numpy as np
 
 from rest_jax.network.heads import RewardModel, summarise
 from rest_jax.network.transformer import Transformer
-from tests.network.tiny import TINY, params_of, reward_params_of, rows, score_logits
+from tests.network.tiny import SHALLOW, params_of, reward_params_of, rows, score_logits
 
 
 def _pairs():
@@ -16,7 +16,7 @@ def _pairs():
 
 
 def test_one_float32_score_a_pair():
-    scores = score_logits(TINY, reward_params_of(TINY), *_pairs())
+    scores = score_logits(SHALLOW, reward_params_of(SHALLOW), *_pairs())
     assert scores.shape == (3,)
     assert scores.dtype == np.float32
     assert len(set(scores.tolist())) == 3
@@ -25,11 +25,17 @@ def test_one_float32_score_a_pair():
 def test_a_pair_alone_equals_the_pair_padded_longer_in_a_batch():
     sources, targets = _pairs()
     batch = score_logits(
-        TINY, reward_params_of(TINY), np.pad(sources, ((0, 0), (0, 6))), np.pad(targets, ((0, 0), (0, 3)))
+        SHALLOW,
+        reward_params_of(SHALLOW),
+        np.pad(sources, ((0, 0), (0, 6))),
+        np.pad(targets, ((0, 0), (0, 3))),
     )
     for source, target, score in zip(sources, targets, batch, strict=True):
         alone = score_logits(
-            TINY, reward_params_of(TINY), source[None, source != 0], target[None, : (target != 0).sum() + 1]
+            SHALLOW,
+            reward_params_of(SHALLOW),
+            source[None, source != 0],
+            target[None, : (target != 0).sum() + 1],
         )
         np.testing.assert_allclose(alone[0], score, atol=2e-5)
 
@@ -45,9 +51,9 @@ def test_the_start_symbol_counts_although_it_looks_like_padding():
 def test_the_score_is_the_head_over_the_policy_s_hidden_states():
     """The trunk of a policy inside a reward model computes what it computes in the policy."""
     sources, targets = _pairs()
-    policy, reward = params_of(TINY), reward_params_of(TINY)
+    policy, reward = params_of(SHALLOW), reward_params_of(SHALLOW)
     params = {**policy, "score_head": reward["score_head"]}
-    policy_model = Transformer(TINY)
+    policy_model = Transformer(SHALLOW)
     encoded = policy_model.apply({"params": policy}, sources, method="encode")
     hidden = policy_model.apply({"params": policy}, encoded, sources, targets, method="decode_hidden")
     summary = np.asarray(summarise(hidden, jnp.asarray(targets)), np.float64)
@@ -55,24 +61,26 @@ def test_the_score_is_the_head_over_the_policy_s_hidden_states():
     pre = summary @ head["hidden"]["kernel"]
     gelu = 0.5 * pre * (1 + np.tanh(np.sqrt(2 / np.pi) * (pre + 0.044715 * pre**3)))
     expected = (gelu @ head["output"]["kernel"] + head["output"]["bias"])[:, 0]
-    np.testing.assert_allclose(score_logits(TINY, params, sources, targets), expected, atol=1e-5)
+    np.testing.assert_allclose(score_logits(SHALLOW, params, sources, targets), expected, atol=1e-5)
 
 
 def test_fully_padded_pairs_give_finite_scores_and_gradients():
     sources, targets = (np.concatenate([x, np.zeros_like(x[:1])]) for x in _pairs())
 
     def loss(params):
-        return jnp.square(RewardModel(TINY).apply({"params": params}, sources, targets)).sum()
+        return jnp.square(RewardModel(SHALLOW).apply({"params": params}, sources, targets)).sum()
 
-    value, gradients = jax.jit(jax.value_and_grad(loss))(reward_params_of(TINY))
+    value, gradients = jax.jit(jax.value_and_grad(loss))(reward_params_of(SHALLOW))
     assert np.isfinite(value)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
     assert np.abs(gradients["encoder"]["layers_0"]["mlp"]["wo"]["kernel"]).sum() > 0
 
 
 def test_bfloat16_gives_float32_scores_near_those_of_float32():
-    exact = score_logits(TINY, reward_params_of(TINY), *_pairs())
-    coarse = score_logits(dataclasses.replace(TINY, dtype="bfloat16"), reward_params_of(TINY), *_pairs())
+    exact = score_logits(SHALLOW, reward_params_of(SHALLOW), *_pairs())
+    coarse = score_logits(
+        dataclasses.replace(SHALLOW, dtype="bfloat16"), reward_params_of(SHALLOW), *_pairs()
+    )
     assert coarse.dtype == np.float32
     np.testing.assert_allclose(coarse, exact, atol=0.1)
     assert (coarse != exact).any()

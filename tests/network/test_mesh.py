@@ -15,7 +15,7 @@ from rest_jax.errors import ConfigError
 from rest_jax.network.config import T5Config
 from rest_jax.network.init import abstract_params
 from rest_jax.network.mesh import MeshConfig, batch_sharding, make_mesh, param_shardings, replicated, use_mesh
-from tests.network.tiny import TINY
+from tests.network.tiny import SHALLOW, TINY
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,7 +59,7 @@ def test_weights_are_the_same_on_every_mesh(findings, shape):
 
 def test_constraints_reach_the_program_under_use_mesh(findings):
     assert findings["constraints without a mesh"] == 0
-    layers = TINY.num_encoder_layers + TINY.num_decoder_layers
+    layers = SHALLOW.num_encoder_layers + SHALLOW.num_decoder_layers
     # At least queries, keys, values, the MLP and the output of every layer.
     assert findings["2x2"]["constraints"] >= 5 * layers
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rest_jax.network.transformer import Transformer
-from tests.network.tiny import TIED, TINY, params_of, policy_logits, rows
+from tests.network.tiny import SHALLOW, TIED, TINY, params_of, policy_logits, rows
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
 
@@ -53,8 +53,8 @@ def test_packed_rows_need_the_segments_of_both_sides():
 
 def test_no_position_depends_on_a_later_one():
     """By the gradient of each position's output with respect to every position's input."""
-    params, source, target = params_of(TINY), rows([5], 5, seed=1), rows([6], 6, seed=2, shifted=True)
-    model = Transformer(TINY)
+    params, source, target = params_of(SHALLOW), rows([5], 5, seed=1), rows([6], 6, seed=2, shifted=True)
+    model = Transformer(SHALLOW)
 
     def outputs(embedded, encoded):
         mask = jnp.tril(jnp.ones((6, 6), bool))[None, None]
@@ -76,8 +76,8 @@ def test_no_position_depends_on_a_later_one():
 
 
 def test_the_encoder_sees_both_ways_but_no_padding():
-    params, source = params_of(TINY), rows([4], 6, seed=1)
-    model = Transformer(TINY)
+    params, source = params_of(SHALLOW), rows([4], 6, seed=1)
+    model = Transformer(SHALLOW)
 
     def encoded(table):
         # Six rows of a table, so that padding, which has one id, has an input of its own at each position.
@@ -93,13 +93,13 @@ def test_the_encoder_sees_both_ways_but_no_padding():
 
 
 def test_a_fully_padded_row_gives_finite_numbers_and_gradients():
-    params = params_of(TINY)
+    params = params_of(SHALLOW)
     source = np.stack([np.zeros(5, np.int32), rows([5], 5, seed=1)[0]])
     target = np.stack([np.zeros(4, np.int32), rows([4], 4, seed=2, shifted=True)[0]])
 
     @jax.jit
     def loss(params, segments):
-        logits = Transformer(TINY).apply({"params": params}, source, target, **segments)
+        logits = Transformer(SHALLOW).apply({"params": params}, source, target, **segments)
         return jnp.square(jax.nn.log_softmax(logits)).sum()
 
     for segments in (
@@ -139,14 +139,14 @@ def _loss_and_gradients(config, key):
         )
         return jnp.mean(jax.nn.log_softmax(logits)[..., 3])
 
-    return jax.jit(jax.value_and_grad(loss))(params_of(TINY))
+    return jax.jit(jax.value_and_grad(loss))(params_of(SHALLOW))
 
 
 @pytest.mark.parametrize("key", [None, 3], ids=["without dropout", "with dropout"])
 def test_remat_changes_nothing_but_memory(key):
     key = None if key is None else jax.random.key(key)
-    value, gradients = _loss_and_gradients(TINY, key)
-    again, same_gradients = _loss_and_gradients(dataclasses.replace(TINY, remat="full"), key)
+    value, gradients = _loss_and_gradients(SHALLOW, key)
+    again, same_gradients = _loss_and_gradients(dataclasses.replace(SHALLOW, remat="full"), key)
     np.testing.assert_allclose(value, again, rtol=1e-6)
     for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(same_gradients), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
@@ -159,18 +159,18 @@ def test_remat_recomputes_each_layer_once():
 
     full = str(
         jax.make_jaxpr(jax.grad(loss), static_argnums=1)(
-            params_of(TINY), dataclasses.replace(TINY, remat="full")
+            params_of(SHALLOW), dataclasses.replace(SHALLOW, remat="full")
         )
     )
-    none = str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(params_of(TINY), TINY))
-    assert full.count("prevent_cse") == TINY.num_encoder_layers + TINY.num_decoder_layers
+    none = str(jax.make_jaxpr(jax.grad(loss), static_argnums=1)(params_of(SHALLOW), SHALLOW))
+    assert full.count("prevent_cse") == SHALLOW.num_encoder_layers + SHALLOW.num_decoder_layers
     assert "prevent_cse" not in none
 
 
 def test_dropout_is_a_function_of_its_key_and_shares_its_mask_over_positions():
-    value, _ = _loss_and_gradients(TINY, jax.random.key(1))
-    again, _ = _loss_and_gradients(TINY, jax.random.key(1))
-    other, _ = _loss_and_gradients(TINY, jax.random.key(2))
+    value, _ = _loss_and_gradients(SHALLOW, jax.random.key(1))
+    again, _ = _loss_and_gradients(SHALLOW, jax.random.key(1))
+    other, _ = _loss_and_gradients(SHALLOW, jax.random.key(2))
     assert value == again != other
 
 
