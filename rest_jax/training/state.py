@@ -114,11 +114,6 @@ def init_state(params: Params, optimizer: optax.GradientTransformation, abstract
     return start(placed)
 
 
-def count_params(params: Params) -> int:
-    """Numbers in a parameter tree."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
-
-
 def bytes_per_device(abstract: Any) -> int:
     """Bytes that a tree with shardings takes on one device."""
 

@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 
 from rest_jax import errors, files
 from rest_jax.keys import Stream, stream_key
+from rest_jax.network.init import count_params
 from rest_jax.network.mesh import DATA_AXIS, use_mesh
 from rest_jax.training import checkpoints
 from rest_jax.training import history as histories
@@ -251,7 +252,7 @@ class _Fit:
         shapes = sorted({str(tuple(np.shape(leaf))) for leaf in jax.tree.leaves(self._batch(self.step))})
         start = "from the start" if resumed is None else f"from the checkpoint of step {resumed}"
         self.logbook.say(
-            f"{self.phase}: {states.count_params(abstract.params):,} parameters; mesh "
+            f"{self.phase}: {count_params(abstract.params):,} parameters; mesh "
             f"{' x '.join(f'{name}={size}' for name, size in self.mesh.shape.items())}; "
             f"{states.bytes_per_device(abstract) / 1e6:.1f} MB of state per device; "
             f"batch {', '.join(shapes)}; {start}"

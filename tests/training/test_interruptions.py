@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 import signal
 import socket
@@ -19,14 +18,8 @@ from rest_jax.training.trainer import read_fit
 from tests.training import toys
 
 
-def start(run_dir: Path, *options: str, devices: int = 1, **environment: str) -> subprocess.Popen[str]:
-    env = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(toys.REPOSITORY),
-        **environment,
-    }
+def start(run_dir: Path, *options: str, devices: int = 1, failpoint: str = "") -> subprocess.Popen[str]:
+    env = {**toys.environment(devices), "REST_JAX_FAILPOINT": failpoint}
     command = [sys.executable, "-m", "tests.training.toy_fit", str(run_dir), *options]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -76,7 +69,7 @@ def test_sigkill_anywhere_ends_in_the_same_bits(tmp_path, unbroken, optimizer, f
     process.kill()
     finish(process, -signal.SIGKILL)
     for failpoint in failpoints:
-        finish(start(tmp_path, *options, REST_JAX_FAILPOINT=failpoint), -signal.SIGKILL)
+        finish(start(tmp_path, *options, failpoint=failpoint), -signal.SIGKILL)
     finish(start(tmp_path, *options))
     assert read_fit(tmp_path / "bc") == unbroken(optimizer)
 

@@ -100,7 +100,7 @@ def test_one_step_of_sgd_is_the_gradient_of_the_weighted_mean(mesh, logbook, tmp
     assert_close_trees(result.params, expected)
 
 
-@pytest.mark.parametrize("microbatches", [2, 4, 8])
+@pytest.mark.parametrize("microbatches", [2, 8])
 def test_accumulation_equals_the_whole_batch(mesh, logbook, tmp_path, microbatches):
     whole = fit(mesh, logbook, tmp_path / "whole", loss_fn=toys.without_dropout)
     config = dataclasses.replace(BASE, microbatches=microbatches)
@@ -133,7 +133,7 @@ def test_initial_params_are_not_touched(mesh, logbook, tmp_path):
     assert_equal_trees(params, toys.classifier_params())
 
 
-@pytest.mark.parametrize("name", ["adafactor", "adamw", "lion"])
+@pytest.mark.parametrize("name", ["adafactor", "adamw"])
 def test_resume_is_bit_exact(mesh, tmp_path, name):
     optimizer = OptimizerConfig(name=name, learning_rate=0.01, schedule="rsqrt", warmup_steps=3)
     config = dataclasses.replace(BASE, optimizer=optimizer, checkpoint_period=3)

@@ -53,14 +53,13 @@ def without_dropout(params, batch, dropout_key) -> LossSums:
     return classifier_loss(params, batch, None)
 
 
-def run_python(code: str, devices: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
+def environment(devices: int) -> dict[str, str]:
+    """The environment of a new process with this many virtual CPU devices."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(REPOSITORY)}
+
+
+def run_python(code: str, devices: int = 1) -> subprocess.CompletedProcess[str]:
     """Runs Python source in a new process with this many virtual CPU devices."""
-    env = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": str(REPOSITORY),
-        **environment,
-    }
-    command = [sys.executable, "-c", code]
+    command, env = [sys.executable, "-c", code], environment(devices)
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
