@@ -175,7 +175,7 @@ def _folder() -> Iterator[Finding]:
 def _jax() -> Iterator[Finding]:
     import jax
 
-    devices = jax.devices()
+    devices = jax.local_devices()
     kinds = sorted({device.device_kind for device in devices})
     described = f"{jax.default_backend()}: {len(devices)} × {', '.join(kinds)}{_device_memory(devices[0])}"
     unused = unused_accelerator(jax.default_backend())

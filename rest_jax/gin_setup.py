@@ -10,14 +10,13 @@ binding that no object reads, a misspelt macro, a value of the wrong type, a req
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
-import logging
+import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +123,14 @@ def _require_file(name: str, paths: Sequence[str]) -> None:
 
 def _parse(gin_files: Sequence[str], bindings: Sequence[str], paths: Sequence[str]) -> None:
     gin.config._LOCATION_PREFIXES[:] = list(paths)
+    # Plain files only: gin's reader of package resources takes the folder gin_configs for a package.
+    gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
     for name in gin_files:
         text_file = _find(name, paths)
         assert text_file is not None  # _require_file saw it
         try:
             _refuse_code(text_file, paths, set())
-            with _quietly():
-                gin.parse_config_file(str(text_file))
+            gin.parse_config_file(str(text_file))
         except errors.RestError:
             raise
         except Exception as error:
@@ -144,17 +144,6 @@ def _parse(gin_files: Sequence[str], bindings: Sequence[str], paths: Sequence[st
             gin.parse_config(binding)
         except Exception as error:
             raise _parse_error(error, f"--gin.{binding}") from error
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what gin logs of every folder that does not hold an included file."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _find(name: str, paths: Sequence[str]) -> Path | None:

@@ -8,6 +8,7 @@ in sequence, so a sample is the same whether 8 or 64 are asked for, in whatever 
 from __future__ import annotations
 
 import enum
+import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,12 @@ def stream_key(seed: int, stream: Stream, round_index: int = 0) -> jax.Array:
     key = jax.random.key(0, impl="threefry2x32")
     key = _fold_64(key, seed)
     return jax.random.fold_in(jax.random.fold_in(key, int(stream)), round_index)
+
+
+def derived_seed(seed: int, *address: str | int) -> int:
+    """A seed of its own, in 0 to 2**63 - 1, for one part of a run: derived_seed(0, "improve", 2, 1)."""
+    text = "/".join(str(part) for part in (seed, *address))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def split_ids(example_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

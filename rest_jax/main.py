@@ -305,7 +305,7 @@ VERBS: dict[str, Verb] = {
     "import": Verb(
         "takes a Hugging Face or T5X checkpoint as the BC policy of a run",
         "a Hugging Face or T5X folder",
-        "RUN/policy/bc (and RUN/vocab, where the folder holds one)",
+        "RUN/policy/bc",
         _with_workspace(_import),
         _import_flags,
     ),

@@ -94,13 +94,20 @@ def import_policy(workspace: Workspace, file_format: str, folder: Path) -> None:
 
 
 def _check_vocabulary(workspace: Workspace, vocabulary_file: Path | None) -> None:
-    if vocabulary_file is None or files.read_seal(workspace.vocabulary_folder) is None:
+    """A policy is worth nothing with another vocabulary than its own."""
+    if vocabulary_file is None:
         return
-    if files.file_digest(vocabulary_file) != files.file_digest(workspace.vocabulary_file):
+    wanted = files.file_digest(vocabulary_file)
+    if files.read_seal(workspace.vocabulary_folder) is not None:
+        used: Path | None = workspace.vocabulary_file
+    else:
+        path = workspace.experiment.vocabulary.path
+        used = Path(path) if path else None
+    if used is None or not used.is_file() or files.file_digest(used) != wanted:
         raise errors.ConfigError(
-            f"the vocabulary {vocabulary_file} is not the run's ({workspace.vocabulary_file})",
+            f"the run's vocabulary ({used or 'one to be trained'}) is not the checkpoint's",
             where="import",
-            remedy=f"Use a new MODEL_DIR with VocabularyConfig.path = '{vocabulary_file}'",
+            remedy=f"Use a new MODEL_DIR with '--gin.VocabularyConfig.path=\"{vocabulary_file}\"'",
         )
 
 

@@ -32,6 +32,11 @@ def _require(condition: bool, what: str, where: str, remedy: str) -> None:
         raise errors.ConfigError(what, where=where, remedy=remedy)
 
 
+def _has_rater_split(corpus: Corpus) -> bool:
+    given = getattr(corpus, "rater", None) or getattr(corpus, "rater_source", None)
+    return given is not None or corpus.rater_size > 0
+
+
 @dataclasses.dataclass(frozen=True)
 class BehaviourCloningConfig:
     """The negative log-likelihood, eq. (1) of the paper.
@@ -249,6 +254,20 @@ class Experiment:
             f"sources have up to {self.source_length} tokens and the longest bucket holds {longest}",
             "DecodeBatching.source_lengths",
             "Add a longer bucket, or lower TASK_FEATURE_LENGTHS",
+        )
+        longest = max(self.grow.sampling.max_length, self.reward.rater_sampling.max_length)
+        _require(
+            longest <= self.target_length,
+            f"samples of up to {longest} tokens do not fit training rows of {self.target_length}",
+            "MAX_DECODE_LENGTH",
+            "Lower MAX_DECODE_LENGTH, or raise the targets of TASK_FEATURE_LENGTHS",
+        )
+        needs_raters = self.reward.kind == "learned" and self.reward.ratings_file is None
+        _require(
+            not needs_raters or _has_rater_split(self.corpus),
+            "the automatic rater has no split of its own to sample",
+            f"{type(self.corpus).__name__}.rater_size",
+            "Hold some 8000 pairs out with rater_size, or give RewardModelConfig.ratings_file",
         )
         _require(self.grow_steps >= 1, f"grow_steps is {self.grow_steps}", "GROW_STEPS", "Give at least 1")
         _require(bool(self.model_dir), "MODEL_DIR is empty", "MODEL_DIR", "Name the run folder")

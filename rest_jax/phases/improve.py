@@ -90,12 +90,13 @@ def _improve(workspace: Workspace, name: PolicyName, start: PolicyName) -> Mappi
         f"{story['sources']} sources have no sample left"
     )
     config = trainer_config(workspace, name)
+    seed = keys.derived_seed(experiment.seed, "improve", name.grow, name.improve)
     training_batches = batches.PackedBatches(
         pairs,
         batch_size=config.batch_size,
         source_length=experiment.source_length,
         target_length=experiment.target_length,
-        seed=experiment.seed + improve_index(name, settings.steps) + 1,
+        seed=seed,
     )
     result = policy_trainer(workspace, config, policy_loss(experiment.policy, settings.loss)).fit(
         workspace.policy_params(start),
@@ -103,7 +104,7 @@ def _improve(workspace: Workspace, name: PolicyName, start: PolicyName) -> Mappi
         [ValidationReward(workspace)],
         workspace.policy_folder(name),
         workspace.logbook,
-        experiment.seed,
+        seed,
     )
     checkpoints.discard_checkpoints(workspace.policy_folder(name))
     return {**story, "best_step": result.best_step, **result.best_metrics}

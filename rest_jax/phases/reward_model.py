@@ -203,7 +203,8 @@ def _train(workspace: Workspace) -> Mapping[str, Any]:
     source_length, hypothesis_length = lengths_of(workspace)
     # The decoder's rows are one wider than a hypothesis, for the start symbol.
     shape = (settings.trainer.batch_size, source_length, hypothesis_length + 1)
-    training_batches = batches.RewardBatches(pairs, scores, *shape, seed=experiment.seed)
+    seed = keys.derived_seed(experiment.seed, "reward_model")
+    training_batches = batches.RewardBatches(pairs, scores, *shape, seed=seed)
     config = network_of(workspace)
     loss_fn = reward_loss(config, settings.loss)
     result = trainer.Trainer(
@@ -221,7 +222,7 @@ def _train(workspace: Workspace) -> Mapping[str, Any]:
         ],
         workspace.reward_folder,
         workspace.logbook,
-        experiment.seed,
+        seed,
     )
     checkpoints.discard_checkpoints(workspace.reward_folder)
     return {

@@ -111,7 +111,7 @@ def _copy_vocabulary(source: Path, target: Path) -> None:
 def _tokenise(workspace: Workspace, rows: Rows) -> Mapping[str, Any]:
     from rest_jax.data import tasks
 
-    facts: dict[str, Any] = {"input_files": _input_digests(workspace)}
+    facts: dict[str, Any] = {"input_files": _input_digests(workspace), "rows": rows.facts}
     for split in SPLITS:
         if not rows.get(split):
             continue
@@ -121,7 +121,7 @@ def _tokenise(workspace: Workspace, rows: Rows) -> Mapping[str, Any]:
             workspace.vocabulary,
             experiment.source_length,
             experiment.target_length,
-            train=split == "train",
+            train=split in ("train", "rater"),
         )
         examples.write_examples(workspace.text_folder / f"{split}.parquet", tokenised)
         facts[split] = {
