@@ -173,7 +173,8 @@ def test_every_module_says_what_it_is_and_its_floor_is_true(path):
 LIGHT = """
 import sys
 import rest_jax.main, rest_jax.doctor, rest_jax.generation.sampler, rest_jax.generation.scorer
-import rest_jax.generation.translator, rest_jax.report.build, rest_jax.rewards.learned, rest_jax.rewards.overlap
+import rest_jax.generation.translator, rest_jax.report.build
+import rest_jax.rewards.learned, rest_jax.rewards.overlap
 import rest_jax.phases.grow, rest_jax.phases.annotate, rest_jax.phases.improve, rest_jax.phases.evaluate
 import rest_jax.phases.translate, rest_jax.phases.pretrain, rest_jax.phases.reward_model, rest_jax.gin_setup
 heavy = {"tensorflow", "seqio", "t5", "torch", "tensorflow_datasets"} & set(sys.modules)

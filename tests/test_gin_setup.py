@@ -198,7 +198,11 @@ def test_an_experiment_is_frozen():
 
 MISTAKES = {
     "unknown macro": ("NO_SUCH_KEY=1", "no part of the program reads NO_SUCH_KEY", "delete the binding"),
-    "misspelt macro": ("TRAIN_STEP=5", "no part of the program reads TRAIN_STEP ", "Did you mean TRAIN_STEPS?"),
+    "misspelt macro": (
+        "TRAIN_STEP=5",
+        "no part of the program reads TRAIN_STEP ",
+        "Did you mean TRAIN_STEPS?",
+    ),
     "misspelt class": ("T5Confg.emb_dim=64", "no configurable 'T5Confg'", "Did you mean T5Config?"),
     "misspelt parameter": ("T5Config.emb_dims=64", "has no parameter 'emb_dims'", "Did you mean emb_dim?"),
     "misspelt scope": (
@@ -211,7 +215,11 @@ MISTAKES = {
         "no part of the program reads HsgTatoebaCorpus.seed",
         "delete the binding",
     ),
-    "unquoted text": ("MODEL_DIR=run", "cannot read 'run' as the value of MODEL_DIR", "'--gin.MODEL_DIR=\"run\"'"),
+    "unquoted text": (
+        "MODEL_DIR=run",
+        "cannot read 'run' as the value of MODEL_DIR",
+        "'--gin.MODEL_DIR=\"run\"'",
+    ),
     "unquoted path": ("MODEL_DIR=/a/b", "cannot read '/a/b' as the value of MODEL_DIR", '"/a/b"'),
     "no value": ("SEED=", "cannot read '' as the value of SEED", "--gin.SEED="),
     "no equals sign": ("SEED", "'SEED' is not KEY=value", "'--gin.SEED=…'"),
@@ -226,8 +234,16 @@ MISTAKES = {
         "threshold list falls: 0.8 then 0.6 [ThresholdSchedule.quantiles]",
         "strictly rising",
     ),
-    "thresholds that stay": ("ThresholdSchedule.quantiles=(0.8, 0.8)", "threshold list does not rise", "rising"),
-    "both kinds of thresholds": ("ThresholdSchedule.values=(0.8,)", "both values and quantiles", "exactly one"),
+    "thresholds that stay": (
+        "ThresholdSchedule.quantiles=(0.8, 0.8)",
+        "threshold list does not rise",
+        "rising",
+    ),
+    "both kinds of thresholds": (
+        "ThresholdSchedule.values=(0.8,)",
+        "both values and quantiles",
+        "exactly one",
+    ),
     "threshold out of range": ("ThresholdSchedule.quantiles=(0.8, 1.2)", "1.2 is not in [0, 1]", ""),
     "share out of range": ("T5Config.dropout_rate=1.5", "1.5", ""),
     "count out of range": ("GROW_STEPS=0", "grow_steps is 0 [GROW_STEPS]", "at least 1"),
@@ -243,7 +259,7 @@ MISTAKES = {
     ),
     "code": ("import os", "'import os' is not KEY=value", ""),
     "code in a value": ("SEED=__import__('os').getpid()", "as the value of SEED", ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

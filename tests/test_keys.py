@@ -67,7 +67,7 @@ def test_keys_are_the_same_inside_and_outside_jit():
 def test_uniforms_are_uniform_in_the_half_open_interval():
     draws = np.asarray(keys.position_uniforms(keys_of(list(range(500)), 20), jnp.int32(2)))
     assert draws.dtype == np.float32 and draws.shape == (500, 20)
-    assert 0.0 <= draws.min() and draws.max() < 1.0
+    assert draws.min() >= 0.0 and draws.max() < 1.0
     count = draws.size
     assert abs(draws.mean() - 0.5) < 4 / np.sqrt(12 * count)
     counts, _ = np.histogram(draws, bins=20, range=(0, 1))

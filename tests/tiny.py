@@ -1,4 +1,4 @@
-"""A run that is small enough for tests: a made-up language, a network of some ten thousand numbers, G = I = 2.
+"""A run that is small enough for tests: a made-up language, one layer, G = I = 2.
 
 `tests/testdata/tiny.gin` has the settings. The program is run as a user runs it, in a process of its own.
 """
@@ -17,6 +17,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 GIN_FILE = "tests/testdata/tiny.gin"
+Done = subprocess.CompletedProcess[str]
 
 # Each word of the made-up language has one translation, and the order of words stays: a task that a tiny
 # network learns in part, so that its samples are neither all right nor all wrong.
@@ -57,7 +58,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 def program(
     *arguments: str, env: Mapping[str, str] | None = None, stdin: str = "", timeout: float = 600.0
-) -> subprocess.CompletedProcess[str]:
+) -> Done:
     """Runs `python -m rest_jax.main` in the source tree."""
     return subprocess.run(
         command(*arguments),
@@ -76,9 +77,7 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "rest_jax.main", *arguments]
 
 
-def tiny(
-    verb: str, run_dir: Path, corpus: Path, *more: str, **options: Any
-) -> subprocess.CompletedProcess[str]:
+def tiny(verb: str, run_dir: Path, corpus: Path, *more: str, **options: Any) -> Done:
     """Runs one verb of the tiny run."""
     return program(verb, f"--gin_file={GIN_FILE}", *bindings(run_dir, corpus), *more, **options)
 

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import pytest
+
+from rest_jax import errors
+from rest_jax.phases.lineage import BC, PolicyName, behaviour_policy, improve_index, starting_policy
+
+
+def test_names_are_those_of_the_paper_and_of_the_folders():
+    assert (BC.folder, BC.title("BC")) == ("bc", "BC G=0 I=0")
+    assert (PolicyName(2, 3).folder, PolicyName(2, 3).title("BC")) == ("g2_i3", "BC G=2 I=3")
+
+
+@pytest.mark.parametrize("name", [BC, PolicyName(1, 1), PolicyName(2, 10), PolicyName(13, 4)])
+def test_a_folder_name_is_read_back(name):
+    assert PolicyName.parse(name.folder) == name
+
+
+@pytest.mark.parametrize("text", ["", "BC", "g1", "g1_i", "g1_i2x", "g-1_i1", "g1_i1.tmp"])
+def test_what_names_no_policy_is_refused(text):
+    with pytest.raises(errors.ConfigError, match="no policy is called .*Say bc or g1_i2"):
+        PolicyName.parse(text)
+
+
+def test_later_policies_are_greater():
+    names = [BC, PolicyName(1, 1), PolicyName(1, 2), PolicyName(2, 1), PolicyName(10, 1)]
+    assert sorted(names[::-1]) == names
+
+
+def test_the_family_tree_of_two_grow_steps_with_three_improve_steps():
+    """By hand, from Algorithm 1 and Fig. 2: a policy comes from the one before, a Grow step from the last."""
+    chain = [BC, *(PolicyName(g, i) for g in (1, 2) for i in (1, 2, 3))]
+    for before, name in zip(chain, chain[1:], strict=False):
+        assert starting_policy(name, 3) == before
+    assert [behaviour_policy(g, 3) for g in (1, 2, 3)] == [BC, PolicyName(1, 3), PolicyName(2, 3)]
+    assert [improve_index(name, 3) for name in chain[1:]] == [0, 1, 2, 3, 4, 5]
