@@ -4,7 +4,6 @@ Floor 4. Sampling, greedy search and beam search see the model through three fun
 that can take one step from a state can be decoded, and a table of probabilities can stand in for it.
 """
 
-# ruff: noqa: N815 (shapes live in the names of arrays)
 from __future__ import annotations
 
 import dataclasses

@@ -5,7 +5,6 @@ Floor 4. A token is drawn by inverting the cumulative distribution at one unifor
 and whatever else is in the batch.
 """
 
-# ruff: noqa: N815 (shapes live in the names of arrays)
 from __future__ import annotations
 
 import dataclasses

@@ -5,7 +5,6 @@ ranked by log-probability over ((5 + length) / 6)^alpha (Wu et al. 2016, arXiv:1
 coverage term), and stops when no live prefix can still enter any pool.
 """
 
-# ruff: noqa: N815 (shapes live in the names of arrays)
 from __future__ import annotations
 
 import dataclasses

@@ -6,7 +6,6 @@ filled up with dummy sources. So each bucket compiles once, and what a source's 
 how many devices there are or on what was asked for beside it.
 """
 
-# ruff: noqa: N815 (shapes live in the names of arrays)
 from __future__ import annotations
 
 import dataclasses

@@ -6,7 +6,7 @@ Floor 6.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def _load(workspace: Workspace) -> Rows:
 
 def _input_digests(workspace: Workspace) -> dict[str, str]:
     """SHA-256 of the files that the corpus is read from; corpora that are no files have none."""
-    find_files = getattr(workspace.experiment.corpus, "input_files", lambda: [])
+    find_files: Callable[[], list[Path]] = getattr(workspace.experiment.corpus, "input_files", list)
     return {str(path): files.file_digest(path) for path in find_files()}
 
 
