@@ -6,11 +6,15 @@ too. The cache is new in each session: nothing that an earlier state of the code
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
+
+from tests import tiny
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
@@ -25,3 +29,31 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     del config
     for folder in _made_here:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole tiny run, done once for all tests and workers. Read it; copy it to change it.
+
+    Beside it lie `pairs.tsv`, its corpus, and `stdout.txt` and `stderr.txt`, what it said.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "finished_run"
+    folder.mkdir(exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first worker does it, the others wait
+        if not (folder / "stdout.txt").exists():
+            corpus = tiny.write_corpus(folder / "pairs.tsv")
+            done = tiny.tiny("rest", folder / "run", corpus)
+            assert done.returncode == 0, done.stderr
+            (folder / "stderr.txt").write_text(done.stderr, encoding="utf-8")
+            (folder / "stdout.txt").write_text(done.stdout, encoding="utf-8")
+    return folder / "run"
+
+
+@pytest.fixture
+def copied_run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may change; its corpus is that of the original."""
+    shutil.copytree(finished_run, tmp_path / "run")
+    return tmp_path / "run"
