@@ -14,12 +14,18 @@ import numpy as np
 from rest_jax import files, processes
 from rest_jax.data import candidates
 from rest_jax.phases import grow_set, reward_model
+from rest_jax.phases.lineage import check_grow_step
 from rest_jax.phases.workspace import Workspace
 from rest_jax.rewards.protocol import checked_scores
 
 
 def annotate(workspace: Workspace, number: int) -> None:
-    """Scores D once, and the samples of a Grow step; writes the Grow step's summary."""
+    """Scores D once, and the samples of a Grow step; writes the Grow step's summary.
+
+    Raises:
+      ConfigError: the run has no such Grow step.
+    """
+    check_grow_step(number, workspace.experiment.grow_steps)
     reward = reward_model.reward_digest(workspace)
     workspace.run_step(
         workspace.dataset_rewards_folder,

@@ -17,7 +17,7 @@ from rest_jax.data import candidates
 from rest_jax.generation.translator import Translations
 from rest_jax.metrics import diagnostics, words
 from rest_jax.phases.grow_set import SUMMARY_NAME
-from rest_jax.phases.lineage import behaviour_policy
+from rest_jax.phases.lineage import behaviour_policy, check_grow_step
 from rest_jax.phases.texts import decode_rows, repeat_each
 from rest_jax.phases.workspace import Workspace
 from rest_jax.types import EOS_ID, Examples
@@ -29,8 +29,12 @@ def grow(workspace: Workspace, number: int) -> None:
     Args:
       workspace: the run.
       number: g, from 1.
+
+    Raises:
+      ConfigError: the run has no such Grow step.
     """
     experiment = workspace.experiment
+    check_grow_step(number, experiment.grow_steps)
     behaviour = behaviour_policy(number, experiment.improve.steps)
     phase = "improve" if behaviour.grow else "pretrain"
     workspace.run_step(

@@ -36,12 +36,25 @@ class PolicyName:
         """
         if text == "bc":
             return cls()
-        if match := re.fullmatch(r"g(\d+)_i(\d+)", text):
+        if match := re.fullmatch(r"g([1-9]\d*)_i([1-9]\d*)", text):
             return cls(int(match.group(1)), int(match.group(2)))
         raise errors.ConfigError(f"no policy is called {text!r}", where="--policy", remedy="Say bc or g1_i2")
 
 
 BC = PolicyName()
+
+
+def check_grow_step(number: int, grow_steps: int) -> None:
+    """Checks that a run of G Grow steps has this one.
+
+    Raises:
+      ConfigError: it has not.
+    """
+    if not 1 <= number <= grow_steps:
+        raise errors.ConfigError(
+            f"this run has no Grow step {number}: G = {grow_steps}",
+            remedy="Choose --grow_step from 1 to G, or raise GROW_STEPS",
+        )
 
 
 def behaviour_policy(grow: int, improve_steps: int) -> PolicyName:

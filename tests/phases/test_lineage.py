@@ -16,7 +16,9 @@ def test_a_folder_name_is_read_back(name):
     assert PolicyName.parse(name.folder) == name
 
 
-@pytest.mark.parametrize("text", ["", "BC", "g1", "g1_i", "g1_i2x", "g-1_i1", "g1_i1.tmp"])
+@pytest.mark.parametrize(
+    "text", ["", "BC", "g1", "g1_i", "g1_i2x", "g-1_i1", "g1_i1.tmp", "g0_i1", "g1_i0", "g01_i1"]
+)
 def test_what_names_no_policy_is_refused(text):
     with pytest.raises(errors.ConfigError, match="no policy is called .*Say bc or g1_i2"):
         PolicyName.parse(text)
