@@ -153,8 +153,8 @@ def test_macros_reach_what_they_are_for():
 def test_scopes_keep_the_three_trainers_apart():
     built = gin_setup.load_experiment([TINY], TINY_BINDINGS)
     trainers = built.pretrain, built.reward.trainer, built.improve.trainer
-    assert [t.train_steps for t in trainers] == [80, 30, 12]
-    assert [t.optimizer.learning_rate for t in trainers] == [1e-2, 1e-2, 2e-3]
+    assert [t.train_steps for t in trainers] == [200, 120, 40]
+    assert [t.optimizer.learning_rate for t in trainers] == [5e-3, 5e-3, 2e-3]
     assert [t.best_metric for t in trainers] == ["valid/loss", "valid/loss", "valid/reward"]
     assert [t.evaluate_first for t in trainers] == [False, False, True]
 

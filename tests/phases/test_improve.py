@@ -120,7 +120,7 @@ def test_the_learning_rate_falls_with_every_improve_step_of_the_run(tmp_path):
     np.testing.assert_allclose(
         [c.optimizer.learning_rate for c in configs], [2e-3 * 0.5**k for k in range(6)], rtol=1e-12
     )
-    assert {c.train_steps for c in configs} == {12}
+    assert {c.train_steps for c in configs} == {40}
 
 
 @pytest.mark.parametrize("name", [PolicyName(0, 1), PolicyName(1, 0), PolicyName(1, 3), PolicyName(3, 1)])
