@@ -78,6 +78,21 @@ def test_a_run_file_builds_an_experiment(name):
     assert experiment.improve.steps >= 1
 
 
+def test_every_file_of_phases_is_part_of_a_run():
+    phases = {name for name in ALL_FILES if name.startswith("gin_configs/phases/")}
+    included = {
+        match for name in RUNS for match in re.findall(r"gin_configs/phases/\w+\.gin", included_by(name))
+    }
+    assert included == phases
+
+
+def included_by(name: str) -> str:
+    """All include lines below a gin file."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    inner = re.findall(r"""^include\s+['"](.+?)['"]""", text, flags=re.MULTILINE)
+    return "\n".join([*inner, *map(included_by, inner)])
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_file_says_in_its_head_what_to_expect(name):
     head = "".join(line for line in (ROOT / name).read_text().splitlines(True) if line.startswith("#"))
