@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-import os
 import re
 import types
 import typing
@@ -266,7 +265,7 @@ def _check_all_read() -> None:
     if unread:
         close = difflib.get_close_matches(unread[0], _names_read(), n=1)
         raise errors.ConfigError(
-            f"no part of the program reads {', '.join(sorted(unread))}",
+            f"no part of the program reads {', '.join(sorted(unread))} (or another binding overrides its reader)",
             where="gin",
             remedy=f"Did you mean {close[0]}? Else delete the binding"
             if close

@@ -60,8 +60,8 @@ def dropout(rate: float) -> nn.Dropout:
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """[..., in] times [in, out], as one product of two matrices.
 
-    With leading dimensions left as they are, XLA's CPU compiler computes what is upstream in the backward pass
-    once for each of its uses and transposed: a gradient step then takes twice the time.
+    With leading dimensions left as they are, XLA's CPU compiler computes what is upstream in the backward
+    pass once for each of its uses, and transposed: a gradient step then takes twice the time.
     """
     rows = x.reshape(-1, x.shape[-1])
     return jnp.dot(rows, kernel).reshape(*x.shape[:-1], kernel.shape[-1])

@@ -25,9 +25,10 @@ def prepare_text(workspace: Workspace) -> None:
       DataError: it is empty, has bad rows, or its splits share a sentence.
     """
     experiment = workspace.experiment
+    for folder in (workspace.vocabulary_folder, workspace.text_folder):
+        made = files.read_seal(folder)
+        _check_unchanged(made.facts["input_files"] if made is not None else {})
     sealed = files.read_seal(workspace.text_folder)
-    if sealed is not None:
-        _check_unchanged(sealed.facts["input_files"])
     rows: Rows | None = _load(workspace) if sealed is None else None
     identity: dict[str, Any] = {"corpus": experiment.corpus, "vocabulary": experiment.vocabulary}
     workspace.run_step(
@@ -94,7 +95,7 @@ def _make_vocabulary(workspace: Workspace, rows: Rows) -> Mapping[str, Any]:
         _copy_vocabulary(Path(config.path), path)
     loaded = vocabulary.Vocabulary.from_file(path)
     check_vocabulary_fits(loaded.size, workspace.experiment.policy.vocab_size)
-    return {"size": loaded.size, "digest": loaded.digest}
+    return {"size": loaded.size, "digest": loaded.digest, "input_files": _input_digests(workspace)}
 
 
 def _copy_vocabulary(source: Path, target: Path) -> None:

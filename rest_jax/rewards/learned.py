@@ -60,8 +60,8 @@ class LearnedReward:
       config: the network.
       params: its parameters with the score head, unboxed; on the host or on devices.
       vocabulary: what turns text into ids; the one it was trained with.
-      max_source_length: tokens of a source, EOS included; longer ones are cut, with a warning.
-      max_hypothesis_length: tokens of a hypothesis, EOS included; longer ones are cut, with a warning. The
+      max_source_length: tokens of a source, EOS included; longer ones are cut, and counted in the log.
+      max_hypothesis_length: tokens of a hypothesis, EOS included; longer ones are cut and counted likewise. The
         decoder's rows are one wider, for the start symbol.
       batch_size: pairs that one device scores at a time.
       mesh: pairs are divided over its "data" axis, parameters over both; None is the first device alone.
@@ -136,7 +136,7 @@ class LearnedReward:
         source_rows, cut_sources = _ended(sources, self.max_source_length)
         hypothesis_rows, cut_hypotheses = _ended(hypotheses, self.max_hypothesis_length)
         if cut_sources or cut_hypotheses:
-            _LOG.warning(
+            _LOG.info(
                 "reward: %d sources longer than %d tokens and %d hypotheses longer than %d were cut",
                 cut_sources,
                 self.max_source_length,
