@@ -265,7 +265,7 @@ def _check_all_read() -> None:
     if unread:
         close = difflib.get_close_matches(unread[0], _names_read(), n=1)
         raise errors.ConfigError(
-            f"no part of the program reads {', '.join(sorted(unread))} (or another binding overrides its reader)",
+            f"no part of the program reads {', '.join(sorted(unread))}, or it is overridden",
             where="gin",
             remedy=f"Did you mean {close[0]}? Else delete the binding"
             if close

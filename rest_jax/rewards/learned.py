@@ -61,8 +61,8 @@ class LearnedReward:
       params: its parameters with the score head, unboxed; on the host or on devices.
       vocabulary: what turns text into ids; the one it was trained with.
       max_source_length: tokens of a source, EOS included; longer ones are cut, and counted in the log.
-      max_hypothesis_length: tokens of a hypothesis, EOS included; longer ones are cut and counted likewise. The
-        decoder's rows are one wider, for the start symbol.
+      max_hypothesis_length: tokens of a hypothesis, EOS included; longer ones are cut and counted likewise.
+        The decoder's rows are one wider, for the start symbol.
       batch_size: pairs that one device scores at a time.
       mesh: pairs are divided over its "data" axis, parameters over both; None is the first device alone.
       version: digest of the checkpoint; part of the signature.
