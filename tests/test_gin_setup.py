@@ -215,7 +215,7 @@ MISTAKES = {
     "unknown macro": ("NO_SUCH_KEY=1", "no part of the program reads NO_SUCH_KEY", "delete the binding"),
     "misspelt macro": (
         "TRAIN_STEP=5",
-        "no part of the program reads TRAIN_STEP ",
+        "no part of the program reads TRAIN_STEP, or it is overridden ",
         "Did you mean TRAIN_STEPS?",
     ),
     "misspelt class": ("T5Confg.emb_dim=64", "no configurable 'T5Confg'", "Did you mean T5Config?"),

@@ -7,19 +7,13 @@ processes, on devices or on what was asked before, so a resumed run sees what an
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
 
 import numpy as np
 
 from rest_jax import errors
 from rest_jax.data.packing import PackedRows, RowStream, one_pair_a_row, pack_rows
 from rest_jax.types import RaggedTokens, RewardBatch, Seq2SeqBatch, TokenPairs
-
-Prepared = TypeVar("Prepared")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,31 +41,6 @@ def pad_to(rows: RaggedTokens, length: int) -> np.ndarray:
     padded = np.zeros((len(rows), length), np.int32)
     padded[np.arange(length) < lengths[:, None]] = rows.values[rows.offsets[0] : rows.offsets[-1]]
     return padded
-
-
-def length_buckets(lengths: np.ndarray, buckets: Sequence[int]) -> list[tuple[int, np.ndarray]]:
-    """Sorts rows into buckets of fixed length: the shortest that holds the row, whatever the other rows are.
-
-    Args:
-      lengths: tokens of each row, int [n].
-      buckets: lengths of the buckets, in any order.
-
-    Returns:
-      (bucket length, indices of its rows, rising) for each bucket that has rows, shortest first.
-
-    Raises:
-      DataError: a row is longer than every bucket.
-    """
-    edges = np.sort(np.asarray(buckets, np.int64))
-    lengths = np.asarray(lengths, np.int64)
-    slots = np.searchsorted(edges, lengths, side="left")
-    if np.any(slots == len(edges)):
-        row = int(lengths.argmax())
-        raise errors.DataError(
-            f"row {row} has {lengths[row]} tokens, more than the longest bucket, {edges[-1]}",
-            remedy="Add a longer bucket, or trim the row",
-        )
-    return [(int(edges[slot]), np.flatnonzero(slots == slot)) for slot in np.unique(slots)]
 
 
 def reward_decoder_inputs(hypotheses: RaggedTokens, length: int) -> np.ndarray:
@@ -248,28 +217,6 @@ def reward_eval_batches(
         )
         for first in range(0, len(pairs), batch_size)
     ]
-
-
-def host_prefetch(
-    batch_at: Callable[[int], Prepared], first: int, end: int, depth: int = 2
-) -> Iterator[Prepared]:
-    """Yields batch_at(first) … batch_at(end - 1), prepared up to `depth` ahead by one thread.
-
-    An exception of `batch_at` is raised here, at its step. The thread ends with the iterator, also when that
-    is closed early.
-    """
-    with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="batches") as thread:
-        waiting: collections.deque[concurrent.futures.Future[Prepared]] = collections.deque()
-        try:
-            for step in range(first, end):
-                waiting.append(thread.submit(batch_at, step))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def _materialise(

@@ -22,7 +22,7 @@ from rest_jax.phases.evaluate import mean_reward
 from rest_jax.phases.grow_set import GrowSet
 from rest_jax.phases.lineage import PolicyName, improve_index, starting_policy
 from rest_jax.phases.losses import policy_loss
-from rest_jax.phases.pretrain import policy_trainer
+from rest_jax.phases.pretrain import describe_rows, policy_trainer
 from rest_jax.phases.workspace import Workspace
 from rest_jax.training import checkpoints, trainer
 from rest_jax.types import Params, TokenPairs
@@ -98,6 +98,7 @@ def _improve(workspace: Workspace, name: PolicyName, start: PolicyName) -> Mappi
         target_length=experiment.target_length,
         seed=seed,
     )
+    workspace.logbook.say(describe_rows(training_batches))
     result = policy_trainer(workspace, config, policy_loss(experiment.policy, settings.loss)).fit(
         workspace.policy_params(start),
         training_batches.at,

@@ -52,6 +52,7 @@ def _train(workspace: Workspace) -> Mapping[str, Any]:
         target_length=experiment.target_length,
         seed=experiment.seed,
     )
+    workspace.logbook.say(describe_rows(training_batches))
     validation = batches.eval_batches(
         workspace.split("valid").tokens,
         experiment.pretrain.batch_size,
@@ -68,6 +69,15 @@ def _train(workspace: Workspace) -> Mapping[str, Any]:
     )
     checkpoints.discard_checkpoints(workspace.policy_folder(BC))
     return {"best_step": result.best_step, **result.best_metrics}
+
+
+def describe_rows(training_batches: batches.PackedBatches) -> str:
+    """One line on how the pairs fill the rows of an epoch."""
+    fill = training_batches.fill_rates()
+    return (
+        f"an epoch has {training_batches.rows_per_epoch()} rows of {fill.pairs_per_row:.1f} pairs; "
+        f"sources fill {fill.source:.0%} of them, targets {fill.target:.0%}"
+    )
 
 
 def initial_policy(workspace: Workspace) -> Params:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import threading
 import time
 
 import jax
@@ -271,23 +270,6 @@ def test_reward_decoder_inputs_begin_with_the_start_symbol():
         batches.reward_decoder_inputs(rows, 2)
 
 
-@given(st.lists(st.integers(0, 16), min_size=1), st.integers(0, 16))
-def test_the_bucket_of_a_row_depends_on_that_row_alone(lengths, other):
-    def bucket_of(rows):
-        found = {}
-        for length, members in batches.length_buckets(np.array(rows), (16, 4, 8)):
-            found.update(dict.fromkeys(members.tolist(), length))
-        return [found[row] for row in range(len(rows))]
-
-    assert bucket_of(lengths) == [next(b for b in (4, 8, 16) if n <= b) for n in lengths]
-    assert bucket_of([*lengths, other])[:-1] == bucket_of(lengths)
-
-
-def test_a_row_longer_than_every_bucket_is_named():
-    with pytest.raises(errors.DataError, match="row 1 has 9 tokens, more than the longest bucket, 8"):
-        batches.length_buckets(np.array([3, 9]), (4, 8))
-
-
 def test_reward_batches_hold_every_scored_pair_once_an_epoch():
     pairs, scores = _pairs(10), np.linspace(0, 1, 10)
     data = batches.RewardBatches(pairs, scores, 4, SOURCE_LENGTH, TARGET_LENGTH, seed=3)
@@ -319,37 +301,6 @@ def test_scores_must_be_there_and_in_range(score):
         batches.reward_eval_batches(_pairs(3), np.array([0.5, score, 0.5]), 2, 12, 12)
     with pytest.raises(errors.DataError, match="2 scores for 3 pairs"):
         batches.RewardBatches(_pairs(3), np.ones(2), 2, 12, 12, seed=0)
-
-
-def test_prefetch_gives_the_batches_in_order_and_leaves_no_thread():
-    threads = threading.active_count()
-    data = _packed(_pairs(20))
-    for step, batch in zip(range(3, 9), batches.host_prefetch(data.at, 3, 9), strict=True):
-        assert _leaves_equal(batch, data.at(step))
-    assert threading.active_count() == threads
-
-
-def test_prefetch_looks_no_further_ahead_than_asked():
-    asked = []
-    prepared = batches.host_prefetch(lambda step: asked.append(step) or step, 0, 100, depth=3)
-    assert next(prepared) == 0
-    prepared.close()
-    assert len(asked) <= 5
-
-
-def test_prefetch_raises_at_the_step_that_failed():
-    def batch_at(step):
-        if step == 2:
-            raise errors.DataError("bad row")
-        return step
-
-    threads = threading.active_count()
-    given_ = []
-    with pytest.raises(errors.DataError, match="bad row"):
-        for batch in batches.host_prefetch(batch_at, 0, 9):
-            given_.append(batch)
-    assert given_ == [0, 1]
-    assert threading.active_count() == threads
 
 
 def test_the_stream_of_examples_is_that_of_earlier_versions():

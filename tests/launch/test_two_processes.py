@@ -1,0 +1,54 @@
+"""The program itself on two processes, started by launch/loopback.sh as a user starts it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import tiny
+
+
+def on_two_processes(verb: str, run_dir: Path, corpus: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    script = ["bash", "launch/loopback.sh", "--processes=2", f"--logs={run_dir.parent / 'logs'}"]
+    settings = [f"--gin_file={tiny.GIN_FILE}", *tiny.bindings(run_dir, corpus), *more]
+    return subprocess.run(
+        [*script, verb, *settings],
+        cwd=tiny.ROOT,
+        env=tiny.environment(PYTHON=sys.executable),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def test_grow_on_two_processes_makes_the_bytes_of_one(finished_run, copied_run):
+    shutil.rmtree(copied_run / "grow" / "g1")
+    done = on_two_processes("grow", copied_run, finished_run.parent / "pairs.tsv", "--grow_step=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert tiny.seals(copied_run)["grow/g1"] == tiny.seals(finished_run)["grow/g1"]
+
+
+def test_pretraining_on_two_processes_ends_near_that_on_one(finished_run, copied_run):
+    shutil.rmtree(copied_run / "policy" / "bc")
+    done = on_two_processes("pretrain", copied_run, finished_run.parent / "pairs.tsv")
+    assert done.returncode == 0, done.stdout + done.stderr
+    mine, theirs = (
+        json.loads((run / "policy" / "bc" / "fit.json").read_text(encoding="utf-8"))["history"][0]
+        for run in (copied_run, finished_run)
+    )
+    # The same batches in another order of addition, so near and not equal; far apart from another seed's.
+    assert mine["valid/loss"] == pytest.approx(theirs["valid/loss"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_whole_job_on_two_processes(finished_run, tmp_path):
+    done = on_two_processes("rest", tmp_path / "run", finished_run.parent / "pairs.tsv")
+    assert done.returncode == 0, done.stdout + done.stderr
+    names = [step["name"] for step in tiny.steps_of(tmp_path / "run")]
+    assert names == [step["name"] for step in tiny.steps_of(finished_run)]
