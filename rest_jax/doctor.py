@@ -30,8 +30,9 @@ LEAST_DISK_GIB = 5.0
 DISTRIBUTION = "rest-jax"
 # What the package needs where its own metadata cannot be read (a source tree that is not installed).
 DEPENDENCIES = (
-    "jax", "flax", "optax", "orbax-checkpoint", "gin-config", "importlib_resources", "numpy", "plotly", "pyarrow", "rich",
-    "sacrebleu", "safetensors", "scipy", "sentencepiece", "seqio", "tensorboardX", "tensorstore",
+    "jax", "flax", "optax", "orbax-checkpoint", "gin-config", "importlib_resources", "numpy", "plotly",
+    "pyarrow", "rich", "sacrebleu", "safetensors", "scipy", "sentencepiece", "seqio", "tensorboardX",
+    "tensorstore",
 )  # fmt: skip
 _COLOURS = {"ok": "green", "warn": "yellow", "missing": "bold red"}
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)\s*(?:>=\s*([0-9][0-9.]*))?")
