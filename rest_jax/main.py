@@ -19,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow and TensorStore
 from rest_jax import errors  # noqa: E402
 
 Arguments = argparse.Namespace
+_COLUMNS = 120  # of the table where no terminal says how wide it is
 EPILOG = """\
 settings:
   --gin_file=F            a gin file; may be given several times, later ones override
@@ -159,7 +160,7 @@ def _print_report(run_dir: Path) -> None:
     from rest_jax.report import build
 
     paths = build.build_report(run_dir)
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=_COLUMNS)
     console.print(build.steps_table(run_dir))
     console.print(f"report: {paths.index_html}", soft_wrap=True)
 
