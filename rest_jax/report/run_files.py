@@ -128,11 +128,19 @@ def read_run(run_dir: Path) -> RunFiles:
         ledger=_read_ledger(run_dir / "ledger.jsonl"),
         corpus=next((i["corpus"] for i in identities if isinstance(i.get("corpus"), dict)), {}),
         seed=next((i["seed"] for i in identities if "seed" in i), None),
-        mesh=dict(_MESH_BINDING.findall(config)),
+        mesh={axis: _resolved(value, config) for axis, value in _MESH_BINDING.findall(config)},
         config=config,
         missing=[],
     )
     return dataclasses.replace(run, missing=_missing(run_dir, run))
+
+
+def _resolved(value: str, config: str) -> str:
+    """The value of a binding; where it is a macro, what the macro stands for."""
+    if not value.startswith("%"):
+        return value
+    macro = re.search(rf"^{re.escape(value[1:])} = (.+)$", config, re.MULTILINE)
+    return macro[1] if macro else value
 
 
 def improve_of(name: str) -> tuple[int, int] | None:

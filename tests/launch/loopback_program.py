@@ -55,6 +55,9 @@ elif arguments.task == "kill_once":
     if not mark.exists():
         mark.touch()
         if index == 1:
+            # Only when the other has left its mark, too: it would take its second start for the first.
+            while not (folder / "started_0").exists():
+                time.sleep(0.05)
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(120)
     (folder / f"second_{index}").touch()

@@ -12,8 +12,9 @@ SIGNATURE = "nrefs:1|bs:1000|seed:0|case:mixed|eff:no|tok:13a|smooth:exp|version
 CHRF_SIGNATURE = "nrefs:1|bs:1000|seed:0|case:mixed|eff:yes|nc:6|nw:0|space:no|version:2.6.0"
 HOSTILE = "<script>alert('sample')</script> & \"quoted\" </script><!-- -->"
 CONFIG = """SEED = 7
+MODEL_PARALLEL = 1
 MeshConfig.data = -1
-MeshConfig.model = 1
+MeshConfig.model = %MODEL_PARALLEL
 TsvCorpus.train = '<b>not markup</b>'
 """
 SENTENCES = [

@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from rest_jax.report import steps_table
+from rest_jax.report import build_report, steps_table
 from rest_jax.report.run_files import read_run
 from rest_jax.report.summary import compare_with_baseline, divergence_sentence, divergences
 from tests.report.synthetic_run import build_run, estimate, evaluation, write_json
@@ -86,3 +86,9 @@ def test_resumed_and_torn_metrics_are_read_once(tmp_path):
     assert "bad" not in curves["policy/bc"]
     assert curves["reward/model"]["valid/loss"].values == [2.5]  # which only fit.json has
     assert "valid/mse" not in curves["reward/model"]
+
+
+def test_the_mesh_is_told_in_numbers(tmp_path):
+    """The run's configuration gives one axis through a macro."""
+    summary = json.loads(build_report(build_run(tmp_path / "run")).summary_json.read_text())
+    assert summary["mesh"] == {"data": "-1", "model": "1"}
