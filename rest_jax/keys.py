@@ -66,8 +66,13 @@ def sample_keys(
     return jax.vmap(over_samples, in_axes=(0, 0, None))(ids_high_S, ids_low_S, sample_indices_N)
 
 
-def position_uniforms(keys: jax.Array, position: jax.Array) -> jax.Array:
-    """The uniform in [0, 1) that each key draws at a token position: float32, the shape of `keys`."""
-    flat = keys.reshape(-1)
-    draw = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, position), dtype=jnp.float32))
-    return draw(flat).reshape(keys.shape)
+def position_uniforms(keys: jax.Array, positions: jax.Array) -> jax.Array:
+    """The uniform in [0, 1) that each key draws at a token position: float32, the shape of `keys`.
+
+    Args:
+      keys: typed keys of any shape.
+      positions: int32, one for all or one for each key.
+    """
+    flat, places = keys.reshape(-1), jnp.broadcast_to(positions, keys.shape).reshape(-1)
+    draw = jax.vmap(lambda k, p: jax.random.uniform(jax.random.fold_in(k, p), dtype=jnp.float32))
+    return draw(flat, places).reshape(keys.shape)

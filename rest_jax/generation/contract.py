@@ -1,20 +1,29 @@
 """What a decoder asks of a model, and what it gives back.
 
-Floor 4. Sampling, greedy search and beam search see the model through three functions only; so any model
-that can take one step from a state can be decoded, and a table of probabilities can stand in for it.
+Floor 4. Greedy and beam search see the model through the three functions of `DecoderFns`, sampling through
+those of `PrefixFns`; so any model that can take one step can be decoded, and a table of probabilities can
+stand in for it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from rest_jax.network.config import T5Config
-from rest_jax.network.decoding import DecodeCache, EncodedSource, empty_cache
+from rest_jax.network.decoding import (
+    DecodeCache,
+    EncodedSource,
+    PrefixPool,
+    PrefixRows,
+    empty_cache,
+    empty_pool,
+)
 from rest_jax.network.transformer import Transformer
 from rest_jax.types import PAD_ID, Params
 
@@ -93,6 +102,40 @@ def transformer_decoder(config: T5Config) -> DecoderFns:
     return DecoderFns(start, step, reorder)
 
 
+class PrefixFns(NamedTuple):
+    """A model as the sampler sees it: prefixes of any length and source go one position further together.
+
+    Attributes:
+      encode: (params, source_tokens_QxL) -> what a step needs of the sources, leaves [Q, ...].
+      empty: (P) -> the pool, in which each computed position of each distinct prefix has a place; leaves
+        [P, ...].
+      step: (params, rows, pool, sources of the lanes with leaves [K, ...]) -> (logits_RxV float32, entries
+        for the pool with leaves [R, ...]).
+    """
+
+    encode: Callable[[Params, jax.Array], Any]
+    empty: Callable[[int], Any]
+    step: Callable[[Params, PrefixRows, Any, Any], tuple[jax.Array, Any]]
+
+
+@functools.lru_cache(maxsize=32)
+def transformer_prefixes(config: T5Config) -> PrefixFns:
+    """The sampler's contract over the T5 policy."""
+    model = Transformer(config)
+
+    def encode(params: Params, source_tokens_QxL: jax.Array) -> EncodedSource:
+        source: Any = model.apply({"params": params}, source_tokens_QxL, method=Transformer.start_decoding)
+        return source
+
+    def step(
+        params: Params, rows: PrefixRows, pool: PrefixPool, lanes: EncodedSource
+    ) -> tuple[jax.Array, PrefixPool]:
+        decoded: Any = model.apply({"params": params}, rows, pool, lanes, method=Transformer.decode_rows)
+        return decoded
+
+    return PrefixFns(encode, functools.partial(empty_pool, config), step)
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoded:
@@ -108,6 +151,8 @@ class Decoded:
       finished_SxN: bool; False for a translation cut off at T tokens without EOS.
       scores_SxN: float32; what a decoder ranks by: the sum of `log_probs`, in beam search divided by the
         length penalty.
+      rows_computed_D: int32, in sampling: how many rows each device put through the decoder to get there; as
+        many as there are tokens where no two samples of a source begin alike. None in search.
     """
 
     tokens_SxNxT: jax.Array
@@ -115,6 +160,7 @@ class Decoded:
     tempered_log_probs_SxNxT: jax.Array
     finished_SxN: jax.Array
     scores_SxN: jax.Array
+    rows_computed_D: jax.Array | None = None
 
 
 def mask_unused(logits: jax.Array, allowed_vocab_size: int | None = None) -> jax.Array:

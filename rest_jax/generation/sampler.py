@@ -1,8 +1,7 @@
-"""Ancestral sampling with addressed random numbers.
+"""What is sampled from, and how one token is drawn.
 
 Floor 4. A token is drawn by inverting the cumulative distribution at one uniform number, whose address is
-(stream, example id, sample index, position): sample 7 of a source is the same whether 8 or 64 are asked for,
-and whatever else is in the batch.
+(stream, example id, sample index, position). `prefixes.py` draws whole translations.
 """
 
 from __future__ import annotations
@@ -13,10 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rest_jax import keys
 from rest_jax.errors import ConfigError
-from rest_jax.generation.contract import Decoded, DecoderFns, State, mask_unused, pick
-from rest_jax.types import EOS_ID, PAD_ID, Params
+from rest_jax.generation.contract import mask_unused, pick
 
 # Width of the blocks of the two-level cumulative sum. On CPU one cumulative sum over 4,096 (32,128) ids takes
 # 10 (30) times as long as a sum over blocks and then one over the ids of the block that was hit.
@@ -114,116 +111,85 @@ def _invert(weights: jax.Array, mass: jax.Array) -> tuple[jax.Array, jax.Array]:
     return index, mass - before
 
 
-def invert_cdf(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Distributions:
+    """R next-token distributions, each ready for any number of draws.
+
+    Attributes:
+      logits_RxV: the model's own, float32.
+      shaped_RxV: those that are drawn from, of `shape_logits`.
+      blocks_RxBxW: unnormalised probabilities, the vocabulary cut into blocks.
+      sums_RxB: their sums.
+      highest_R: what was subtracted from `shaped_RxV` in their exponents.
+    """
+
+    logits_RxV: jax.Array
+    shaped_RxV: jax.Array
+    blocks_RxBxW: jax.Array
+    sums_RxB: jax.Array
+    highest_R: jax.Array
+
+    @classmethod
+    def of_logits(
+        cls, logits_RxV: jax.Array, config: SamplingConfig, allowed_vocab_size: int | None = None
+    ) -> Distributions:
+        """The distributions that a policy with these logits is sampled from."""
+        logits_RxV = logits_RxV.astype(jnp.float32)
+        shaped_RxV = shape_logits(logits_RxV, config, allowed_vocab_size)
+        highest_R = jnp.max(shaped_RxV, axis=-1)
+        blocks = _blocks(jnp.exp(shaped_RxV - highest_R[:, None]))
+        return cls(logits_RxV, shaped_RxV, blocks, jnp.sum(blocks, axis=-1), highest_R)
+
+    def draw(self, rows_M: jax.Array, uniforms_M: jax.Array) -> Draws:
+        """One token for each uniform in [0, 1), from the distribution of its row."""
+        tokens = _invert_blocks(self.blocks_RxBxW, self.sums_RxB, rows_M, uniforms_M)
+        tempered_total_R = self.highest_R + jnp.log(jnp.sum(self.sums_RxB, axis=-1))
+        raw_total_R = jax.nn.logsumexp(self.logits_RxV, axis=-1)
+        return Draws(
+            tokens,
+            self.logits_RxV[rows_M, tokens] - raw_total_R[rows_M],
+            self.shaped_RxV[rows_M, tokens] - tempered_total_R[rows_M],
+        )
+
+
+class Draws(NamedTuple):
+    """Tokens that were drawn, int32 [M], with their log-probabilities, float32 [M].
+
+    Attributes:
+      tokens_M: what was drawn.
+      log_probs_M: under the model itself.
+      tempered_log_probs_M: under the distribution that was drawn from.
+    """
+
+    tokens_M: jax.Array
+    log_probs_M: jax.Array
+    tempered_log_probs_M: jax.Array
+
+
+def _blocks(weights_RxV: jax.Array) -> jax.Array:
+    rows, vocab_size = weights_RxV.shape
+    return jnp.pad(weights_RxV, ((0, 0), (0, -vocab_size % _BLOCK))).reshape(rows, -1, _BLOCK)
+
+
+def _invert_blocks(
+    blocks_RxBxW: jax.Array, sums_RxB: jax.Array, rows_M: jax.Array, uniforms_M: jax.Array
+) -> jax.Array:
+    sums_MxB = sums_RxB[rows_M]
+    block_M, rest_M = _invert(sums_MxB, uniforms_M * jnp.sum(sums_MxB, axis=-1))
+    within_M, _ = _invert(blocks_RxBxW[rows_M, block_M], rest_M)
+    return (block_M * _BLOCK + within_M).astype(jnp.int32)
+
+
+def invert_cdf(weights_RxV: jax.Array, uniforms_R: jax.Array) -> jax.Array:
     """Draws from unnormalised probabilities by inverting their cumulative distribution.
 
     Args:
-      weights: float32 [..., V], not negative, at least one positive.
-      uniforms: float32 [...] in [0, 1).
+      weights_RxV: float32, not negative, at least one positive.
+      uniforms_R: float32 in [0, 1).
 
     Returns:
-      int32 [...]: the number of cumulative sums that are <= uniform * total; never one of weight zero.
+      int32 [R]: the number of cumulative sums that are <= uniform * total; never one of weight zero.
     """
-    vocab_size = weights.shape[-1]
-    lead = weights.shape[:-1]
-    padding = [(0, 0)] * len(lead) + [(0, -vocab_size % _BLOCK)]
-    blocks = jnp.pad(weights, padding).reshape(*lead, -1, _BLOCK)
-    block_sums = jnp.sum(blocks, axis=-1)
-    block, rest = _invert(block_sums, uniforms * jnp.sum(block_sums, axis=-1))
-    hit = jnp.take_along_axis(blocks, block[..., None, None], axis=-2)[..., 0, :]
-    within, _ = _invert(hit, rest)
-    return (block * _BLOCK + within).astype(jnp.int32)
-
-
-class _Draw(NamedTuple):
-    tokens_SxN: jax.Array
-    log_probs_SxN: jax.Array
-    tempered_SxN: jax.Array
-
-
-def _draw(logits_SxNxV: jax.Array, shaped_SxNxV: jax.Array, uniforms_SxN: jax.Array) -> _Draw:
-    highest = jnp.max(shaped_SxNxV, axis=-1)
-    weights = jnp.exp(shaped_SxNxV - highest[..., None])
-    tokens = invert_cdf(weights, uniforms_SxN)
-    tempered = pick(shaped_SxNxV, tokens) - highest - jnp.log(jnp.sum(weights, axis=-1))
-    raw = pick(logits_SxNxV, tokens) - jax.nn.logsumexp(logits_SxNxV, axis=-1)
-    return _Draw(tokens, raw, tempered)
-
-
-class _Loop(NamedTuple):
-    """What the loop carries. Outputs are time-major, so that a step writes one contiguous piece."""
-
-    position: jax.Array
-    last_SxN: jax.Array
-    ended_SxN: jax.Array
-    tokens_TxSxN: jax.Array
-    log_probs_TxSxN: jax.Array
-    tempered_TxSxN: jax.Array
-    state: State
-
-
-def sample(
-    fns: DecoderFns,
-    params: Params,
-    source_tokens_SxL: jax.Array,
-    keys_SxN: jax.Array,
-    config: SamplingConfig,
-    *,
-    allowed_vocab_size: int | None = None,
-    active_SxN: jax.Array | None = None,
-) -> Decoded:
-    """Draws N translations of each source; one program, to be called under jit.
-
-    Args:
-      fns: the model.
-      params: its parameters.
-      source_tokens_SxL: int32, padded with 0.
-      keys_SxN: one addressed key a sample, from `keys.sample_keys`.
-      config: temperature, truncation, longest translation T.
-      allowed_vocab_size: ids from here on are never drawn; None allows all but padding.
-      active_SxN: rows that are False only fill the batch and come back empty; None is all True.
-
-    Returns:
-      `Decoded`. The loop stops as soon as every row has ended, which changes nothing in the result.
-    """
-    num_sources, num_rows = keys_SxN.shape
-
-    def step(loop: _Loop) -> _Loop:
-        logits, state = fns.step(params, loop.last_SxN, loop.position, loop.state)
-        logits = logits.astype(jnp.float32)
-        shaped = shape_logits(logits, config, allowed_vocab_size)
-        drawn = _draw(logits, shaped, keys.position_uniforms(keys_SxN, loop.position))
-        at, ended = loop.position, loop.ended_SxN
-        tokens = jnp.where(ended, PAD_ID, drawn.tokens_SxN)
-        return _Loop(
-            position=at + 1,
-            last_SxN=tokens,
-            ended_SxN=ended | (tokens == EOS_ID),
-            tokens_TxSxN=loop.tokens_TxSxN.at[at].set(tokens),
-            log_probs_TxSxN=loop.log_probs_TxSxN.at[at].set(jnp.where(ended, 0.0, drawn.log_probs_SxN)),
-            tempered_TxSxN=loop.tempered_TxSxN.at[at].set(jnp.where(ended, 0.0, drawn.tempered_SxN)),
-            state=state,
-        )
-
-    def going_on(loop: _Loop) -> jax.Array:
-        return (loop.position < config.max_length) & ~jnp.all(loop.ended_SxN)
-
-    shape = (config.max_length, num_sources, num_rows)
-    active = jnp.ones(shape[1:], bool) if active_SxN is None else active_SxN
-    first = _Loop(
-        position=jnp.int32(0),
-        last_SxN=jnp.full(shape[1:], PAD_ID, jnp.int32),
-        ended_SxN=~active,
-        tokens_TxSxN=jnp.full(shape, PAD_ID, jnp.int32),
-        log_probs_TxSxN=jnp.zeros(shape, jnp.float32),
-        tempered_TxSxN=jnp.zeros(shape, jnp.float32),
-        state=fns.start(params, source_tokens_SxL, num_rows, config.max_length),
-    )
-    last = jax.lax.while_loop(going_on, step, first)
-    return Decoded(
-        tokens_SxNxT=jnp.moveaxis(last.tokens_TxSxN, 0, -1),
-        log_probs_SxNxT=jnp.moveaxis(last.log_probs_TxSxN, 0, -1),
-        tempered_log_probs_SxNxT=jnp.moveaxis(last.tempered_TxSxN, 0, -1),
-        finished_SxN=last.ended_SxN & active,
-        scores_SxN=jnp.sum(last.log_probs_TxSxN, axis=0),
-    )
+    blocks = _blocks(weights_RxV)
+    return _invert_blocks(blocks, jnp.sum(blocks, axis=-1), jnp.arange(len(weights_RxV)), uniforms_R)

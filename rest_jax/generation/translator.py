@@ -21,15 +21,21 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rest_jax import keys
 from rest_jax.errors import ConfigError, DataError, NonFiniteError
-from rest_jax.generation.contract import Decoded, transformer_decoder
-from rest_jax.generation.sampler import SamplingConfig, sample
+from rest_jax.generation.contract import Decoded, transformer_decoder, transformer_prefixes
+from rest_jax.generation.prefixes import Tiling, sample
+from rest_jax.generation.sampler import SamplingConfig
 from rest_jax.generation.search import BeamConfig, beam_search, greedy
 from rest_jax.network.config import T5Config
 from rest_jax.network.init import abstract_params
-from rest_jax.network.mesh import param_shardings, use_mesh
+from rest_jax.network.mesh import DATA_AXIS, param_shardings, use_mesh, within_data_axis
 from rest_jax.types import EOS_ID, PAD_ID, Params, RaggedTokens
 
 Progress = Callable[[int], None]
+
+
+# Lanes of the sampler for each row of a tile, times N: enough that a tile is full most of the time although
+# samples share rows, and rows of a tile are of about the same length.
+_SAMPLES_PER_ROW = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,29 +43,47 @@ class DecodeBatching:
     """The fixed shapes that decoding runs in. They are part of the identity of what is sampled.
 
     Attributes:
-      source_batch: sources a device decodes at a time.
+      source_batch: sources a device encodes, or searches, at a time.
       source_lengths: length buckets, rising: a source is padded to the first that holds it, EOS included.
       sample_batch: samples of a source that are drawn at a time; more are drawn in further calls of the same
-        program, so that sample 7 has the same bits whether 8 or 64 are asked for. 0 draws all of them at
-        once: another number of samples is then another program, equal up to rounding.
+        program. 0 draws all of them at once, which shares most (see `prefixes.py`). Another number is another
+        program, equal up to rounding.
+      row_batch: rows that the sampler takes through the decoder at a time, on each device.
+      queue_samples: samples that a device draws in one call: its queue has as many sources, in whole batches.
     """
 
     source_batch: int = 32
     source_lengths: tuple[int, ...] = (16, 32, 64, 128)
     sample_batch: int = 0
+    row_batch: int = 256
+    queue_samples: int = 16384
 
     def __post_init__(self) -> None:
         where = "DecodeBatching"
         object.__setattr__(self, "source_lengths", tuple(self.source_lengths))
-        if self.source_batch < 1:
-            raise ConfigError(f"source_batch is {self.source_batch}, must be 1 or more", where=where)
-        if self.sample_batch < 0:
-            raise ConfigError(f"sample_batch is {self.sample_batch}, must be 0 or more", where=where)
+        for name, least in (("source_batch", 1), ("sample_batch", 0), ("row_batch", 1), ("queue_samples", 1)):
+            value = getattr(self, name)
+            if value < least:
+                raise ConfigError(f"{name} is {value}, must be {least} or more", where=where)
         steps = np.diff((0, *self.source_lengths))
         if not self.source_lengths or np.any(steps < 1):
             raise ConfigError(
                 f"source_lengths are {self.source_lengths}, must rise from 1 or more", where=where
             )
+
+    def samples_at_a_time(self, num_samples: int) -> int:
+        """N of one call, where `num_samples` are wanted."""
+        return self.sample_batch or num_samples
+
+    def queue_sources(self, num_samples: int) -> int:
+        """Q: sources of one device in one call of the sampler."""
+        batches = self.queue_samples // (self.samples_at_a_time(num_samples) * self.source_batch)
+        return self.source_batch * max(1, batches)
+
+    def tiling(self, num_samples: int) -> Tiling:
+        """The shapes of the sampler's steps."""
+        lanes = -(-_SAMPLES_PER_ROW * self.row_batch // self.samples_at_a_time(num_samples))
+        return Tiling(self.row_batch, min(lanes, self.queue_sources(num_samples)), self.source_batch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,31 +109,50 @@ class Translations:
 
 @functools.lru_cache(maxsize=128)
 def _sample_program(
-    config: T5Config, sampling: SamplingConfig, num_rows: int, allowed_vocab_size: int | None, mesh: Mesh
+    config: T5Config,
+    sampling: SamplingConfig,
+    num_samples: int,
+    tiling: Tiling,
+    allowed_vocab_size: int | None,
+    mesh: Mesh,
 ) -> Any:
-    fns = transformer_decoder(config)
+    fns = transformer_prefixes(config)
 
-    def run(
+    def one_device(
         params: Params,
-        sources_SxL: jax.Array,
-        active_S: jax.Array,
-        ids_S: tuple[jax.Array, jax.Array],
+        sources_QxL: jax.Array,
+        active_Q: jax.Array,
+        ids_Q: tuple[jax.Array, jax.Array],
         key: jax.Array,
         span: tuple[jax.Array, jax.Array],
     ) -> Decoded:
         first, end = span
-        indices_N = first + jnp.arange(num_rows, dtype=jnp.uint32)
-        return sample(
-            fns,
-            params,
-            sources_SxL,
-            keys.sample_keys(key, *ids_S, indices_N),
-            sampling,
-            allowed_vocab_size=allowed_vocab_size,
-            active_SxN=active_S[:, None] & (indices_N < end)[None, :],
-        )
+        indices_N = first + jnp.arange(num_samples, dtype=jnp.uint32)
+        with within_data_axis():
+            return sample(
+                fns,
+                params,
+                sources_QxL,
+                keys.sample_keys(key, *ids_Q, indices_N),
+                sampling,
+                tiling=tiling,
+                allowed_vocab_size=allowed_vocab_size,
+                active_QxN=active_Q[:, None] & (indices_N < end)[None, :],
+            )
 
-    return jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec("data")))
+    # Each device works off a queue of its own and takes as many steps as that needs: the loop holds nothing
+    # that devices along "data" would have to wait for. What they share along "model" is left to the compiler.
+    over_data, whole = PartitionSpec(DATA_AXIS), PartitionSpec()
+    return jax.jit(
+        jax.shard_map(
+            one_device,
+            mesh=mesh,
+            in_specs=(whole, over_data, over_data, over_data, whole, whole),
+            out_specs=over_data,
+            axis_names={DATA_AXIS},
+            check_vma=False,
+        )
+    )
 
 
 @functools.lru_cache(maxsize=128)
@@ -121,7 +164,7 @@ def _greedy_program(config: T5Config, max_length: int, allowed_vocab_size: int |
             fns, params, sources_SxL, max_length, allowed_vocab_size=allowed_vocab_size, active_S=active_S
         )
 
-    return jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec("data")))
+    return jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
 
 
 @functools.lru_cache(maxsize=128)
@@ -133,7 +176,7 @@ def _beam_program(config: T5Config, beam: BeamConfig, allowed_vocab_size: int | 
             fns, params, sources_SxL, beam, allowed_vocab_size=allowed_vocab_size, active_S=active_S
         )
 
-    return jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec("data")))
+    return jax.jit(run, out_shardings=NamedSharding(mesh, PartitionSpec(DATA_AXIS)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +243,9 @@ class _Collector:
     def add(self, rows: np.ndarray, first_sample: int, decoded: Decoded) -> None:
         """Takes in samples first_sample, first_sample + 1 … of these rows; drops dummies."""
         number = min(decoded.tokens_SxNxT.shape[1], self.num_samples - first_sample)
-        kept = jax.tree.map(lambda x: np.asarray(x)[: len(rows), :number], decoded)
+        kept = jax.tree.map(
+            lambda x: np.asarray(x)[: len(rows), :number], dataclasses.replace(decoded, rows_computed_D=None)
+        )
         here = (rows, slice(first_sample, first_sample + number))
         used = kept.tokens_SxNxT != PAD_ID
         if not np.all(np.isfinite(kept.log_probs_SxNxT)):
@@ -294,13 +339,20 @@ class Translator:
         """
         if len(ids) != len(sources):
             raise DataError(f"{len(ids)} ids for {len(sources)} sources", where="Translator.sample")
-        num_rows = self.batching.sample_batch or num_samples
-        program = _sample_program(self.config, sampling, num_rows, self.allowed_vocab_size, self.mesh)
+        num_rows = self.batching.samples_at_a_time(num_samples)
+        program = _sample_program(
+            self.config,
+            sampling,
+            num_rows,
+            self.batching.tiling(num_samples),
+            self.allowed_vocab_size,
+            self.mesh,
+        )
         high, low = keys.split_ids(ids)
         end = np.uint32(num_samples)
 
         def calls() -> Iterator[tuple[np.ndarray, int, Decoded]]:
-            for batch in self._batches(sources):
+            for batch in self._batches(sources, self.batching.queue_sources(num_samples)):
                 halves = (self._shard(batch.fill(high)), self._shard(batch.fill(low)))
                 inputs = (self._shard(batch.tokens_SxL), self._shard(batch.active), halves, key)
                 for first in range(0, num_samples, num_rows):
@@ -331,17 +383,17 @@ class Translator:
         return self._collect(self._search(program, sources), len(sources), beam.beam_size, progress)
 
     def _search(self, program: Any, sources: RaggedTokens) -> Iterator[tuple[np.ndarray, int, Decoded]]:
-        for batch in self._batches(sources):
+        for batch in self._batches(sources, self.batching.source_batch):
             decoded = program(self._params, self._shard(batch.tokens_SxL), self._shard(batch.active))
             yield batch.rows, 0, decoded
 
-    def _batches(self, sources: RaggedTokens) -> Iterator[_Batch]:
-        num_sources = self.batching.source_batch * self.mesh.shape["data"]
+    def _batches(self, sources: RaggedTokens, of_device: int) -> Iterator[_Batch]:
+        num_sources = of_device * self.mesh.shape[DATA_AXIS]
         return plan_batches(sources, self.batching.source_lengths, num_sources)
 
     def _shard(self, values: np.ndarray) -> jax.Array:
         """Divides the leading dimension over "data"; every process holds all of `values`."""
-        sharding = NamedSharding(self.mesh, PartitionSpec("data"))
+        sharding = NamedSharding(self.mesh, PartitionSpec(DATA_AXIS))
         return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
 
     def _collect(

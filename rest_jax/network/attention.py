@@ -1,4 +1,4 @@
-"""Multi-head attention of T5: over whole sequences, and one position at a time with a cache.
+"""Multi-head attention of T5: over whole sequences, and one position at a time with a memory.
 
 Floor 2. The logits are not divided by sqrt(D); the initialiser of the query kernel is, as in T5X. Logits
 and softmax are float32. Masks use a finite value, so a row that may look at nothing yields numbers (the mean
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from rest_jax.network.config import T5Config
+from rest_jax.network.decoding import PrefixRows
 from rest_jax.network.layers import Dense, Initializer, attention_init, compiled, constrain, dropout
 
 MASKED_LOGIT = -1e10
@@ -130,6 +131,65 @@ class Attention(nn.Module):
         weights = attention_weights(logits + bias_HxT, mask_T).astype(value.dtype)
         attended = jnp.einsum("snht,snhtd->snhd", weights, value)
         return self._rows(self.out, attended.reshape(*x_SxNxE.shape[:2], -1)), (key, value)
+
+    def self_rows(
+        self,
+        x_RxE: jax.Array,
+        pool: tuple[jax.Array, jax.Array],
+        ancestors_RxT: jax.Array,
+        mask_RxT: jax.Array,
+        bias_RxHxT1: jax.Array,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Lets the last position of R prefixes look at itself and at the positions before it.
+
+        Args:
+          x_RxE: its input.
+          pool: keys and values [P, H * D] of the layer.
+          ancestors_RxT: places in the pool of the positions before.
+          mask_RxT: bool, True on ancestors.
+          bias_RxHxT1: relative position bias of the T ancestors and, last, of the position itself, float32.
+
+        Returns:
+          [R, E], and the position's own key and value, each [R, H * D].
+        """
+        rows, length = ancestors_RxT.shape
+        query = constrain(self._heads(self.query(x_RxE)), "batch", "heads", "kv")
+        own = self.key(x_RxE), self.value(x_RxE)
+
+        def before(leaf: jax.Array) -> jax.Array:
+            return self._heads(jnp.take(leaf, ancestors_RxT, axis=0, mode="clip"))
+
+        def itself(leaf: jax.Array) -> jax.Array:
+            return constrain(self._heads(leaf), "batch", "heads", "kv")
+
+        kind = {"preferred_element_type": jnp.float32}
+        logits = jnp.concatenate(
+            [
+                jnp.einsum("rhd,rthd->rht", query, before(pool[0]), **kind),
+                jnp.einsum("rhd,rhd->rh", query, itself(own[0]), **kind)[..., None],
+            ],
+            axis=-1,
+        )
+        mask = jnp.concatenate([mask_RxT, jnp.ones((rows, 1), bool)], axis=-1)[:, None]
+        weights = attention_weights(logits + bias_RxHxT1, mask).astype(query.dtype)
+        attended = jnp.einsum("rht,rthd->rhd", weights[..., :length], before(pool[1]))
+        attended = attended + weights[..., length:] * itself(own[1])
+        return self.out(attended.reshape(rows, -1)), own
+
+    def cross_rows(
+        self,
+        x_RxE: jax.Array,
+        key_KxHxLxD: jax.Array,
+        value_KxHxLxD: jax.Array,
+        mask_KxL: jax.Array,
+        rows: PrefixRows,
+    ) -> jax.Array:
+        """Lets R prefixes look at the sources of their K lanes: [R, E]."""
+        query = self._heads(rows.by_lane(self.query(x_RxE)))
+        logits = jnp.einsum("kwhd,khld->khwl", query, key_KxHxLxD, preferred_element_type=jnp.float32)
+        weights = attention_weights(logits, mask_KxL[:, None, None, :]).astype(value_KxHxLxD.dtype)
+        attended = jnp.einsum("khwl,khld->kwhd", weights, value_KxHxLxD)
+        return self.out(rows.by_row(attended.reshape(*attended.shape[:2], -1)))
 
     def _rows(self, dense: nn.Module, x_SxNxE: jax.Array) -> jax.Array:
         sources, samples, width = x_SxNxE.shape

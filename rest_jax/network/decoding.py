@@ -1,6 +1,8 @@
-"""What decoding one position at a time carries along: the encoded sources and the decoder's cache.
+"""What decoding one position at a time carries along: the encoded sources and the decoder's memory.
 
-Floor 2. Both are plain pytrees, so they pass through `jit`, `while_loop` and `tree.map` as they are.
+Floor 2. Search keeps a cache for each of S x N sequences, all at the same position (`DecodeCache`). Sampling
+keeps keys and values for each distinct prefix, which samples share as long as their tokens agree
+(`PrefixPool`, `PrefixRows`). All are plain pytrees, so they pass through `jit`, `while_loop` and `tree.map`.
 """
 
 from __future__ import annotations
@@ -60,3 +62,67 @@ def empty_cache(config: T5Config, num_sources: int, num_samples: int, max_length
         return tuple(jnp.zeros(shape, config.activation_dtype) for _ in range(config.num_decoder_layers))
 
     return DecodeCache(keys=zeros(), values=zeros())
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PrefixPool:
+    """Self-attention keys and values of prefixes: one entry for the last position of each.
+
+    Attributes:
+      keys: for each decoder layer, [P, H * D] in the type of the activations.
+      values: likewise.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+
+    def write(self, places_R: jax.Array, entries: PrefixPool) -> PrefixPool:
+        """The pool with R entries written; a place beyond the pool is left out."""
+        return jax.tree.map(lambda pool, new: pool.at[places_R].set(new, mode="drop"), self, entries)
+
+
+def empty_pool(config: T5Config, num_prefixes: int) -> PrefixPool:
+    """A pool with room for P prefixes, all zero."""
+
+    def zeros() -> tuple[jax.Array, ...]:
+        shape = (num_prefixes, config.joined_kv_dim)
+        return tuple(jnp.zeros(shape, config.activation_dtype) for _ in range(config.num_decoder_layers))
+
+    return PrefixPool(keys=zeros(), values=zeros())
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PrefixRows:
+    """R distinct prefixes that go one position further together, whatever their lengths and sources.
+
+    Rows of one lane (one source) stand side by side.
+
+    Attributes:
+      tokens_R: int32, the last token of each prefix (PAD, the start symbol, where it is empty).
+      positions_R: int32, tokens before that one.
+      ancestors_RxT: int32, places in the pool of the positions 0 .. positions - 1; what stands behind them
+        names any place of the pool and is not looked at.
+      lanes_R: int32, the lane of each row, which says its source.
+      first_K: int32, the first row of each lane.
+      width: W, rows that one lane can have at the most.
+    """
+
+    tokens_R: jax.Array
+    positions_R: jax.Array
+    ancestors_RxT: jax.Array
+    lanes_R: jax.Array
+    first_K: jax.Array
+    width: int = dataclasses.field(metadata={"static": True})
+
+    def by_lane(self, x_RxE: jax.Array) -> jax.Array:
+        """Rows brought together by lane, [K, W, E]; beyond a lane's rows stand those of others."""
+        rows_KxW = self.first_K[:, None] + jnp.arange(self.width)
+        return jnp.take(x_RxE, rows_KxW, axis=0, mode="clip")
+
+    def by_row(self, x_KxWxE: jax.Array) -> jax.Array:
+        """The inverse of `by_lane`, [R, E]."""
+        within_R = jnp.arange(len(self.lanes_R)) - self.first_K[self.lanes_R]
+        flat = x_KxWxE.reshape(-1, x_KxWxE.shape[-1])
+        return jnp.take(flat, self.lanes_R * self.width + within_R, axis=0, mode="clip")

@@ -93,6 +93,14 @@ def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
         yield mesh
 
 
+@contextlib.contextmanager
+def within_data_axis() -> Iterator[None]:
+    """For code that `jax.shard_map` has already divided over "data": rows of a batch are all of this device."""
+    rules = tuple((name, None if axis == DATA_AXIS else axis) for name, axis in LOGICAL_AXIS_RULES)
+    with nn.logical_axis_rules(rules):
+        yield
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Splits the leading axis (rows) over `data`; the rest is whole on every device."""
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))

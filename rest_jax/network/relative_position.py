@@ -93,3 +93,13 @@ class RelativePositionBias(nn.Module):
         farthest_first_HxT = self._of_offsets(np.arange(length) - (length - 1))
         padded = jnp.pad(farthest_first_HxT, ((0, 0), (0, length - 1)))
         return jax.lax.dynamic_slice_in_dim(padded, length - 1 - position, length, axis=1)
+
+    def of_prefixes(self, positions_R: jax.Array, length: int) -> jax.Array:
+        """The bias of R query positions to keys 0 .. length-1 and, last, to themselves: float32 [R, H, length + 1].
+
+        Keys at or after a position get that of a distance of 0; they are for the caller's mask to hide.
+        """
+        distances_Rx = jnp.maximum(positions_R[:, None] - jnp.arange(length), 0)
+        distances_Rx = jnp.pad(distances_Rx, ((0, 0), (0, 1)))
+        table_xH = self._of_offsets(-np.arange(length + 1)).T
+        return jnp.moveaxis(jnp.take(table_xH, distances_Rx, axis=0), -1, 1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from rest_jax.network.attention import Attention
 from rest_jax.network.config import T5Config
-from rest_jax.network.decoding import DecodeCache, EncodedSource
+from rest_jax.network.decoding import DecodeCache, EncodedSource, PrefixPool, PrefixRows
 from rest_jax.network.layers import MLP, Dense, Embed, RMSNorm, constrain, dropout
 from rest_jax.network.relative_position import RelativePositionBias
 from rest_jax.types import PAD_ID
@@ -92,6 +92,24 @@ class DecoderLayer(nn.Module):
         x = x + self.encoder_decoder_attention.cross_step(self.pre_cross_attention_layer_norm(x), *source)
         rows = self.pre_mlp_layer_norm(x).reshape(-1, x.shape[-1])
         return x + self.mlp(rows).reshape(x.shape), cached
+
+    def step_rows(
+        self,
+        x_RxE: jax.Array,
+        pool: tuple[jax.Array, jax.Array],
+        source: tuple[jax.Array, jax.Array, jax.Array],
+        rows: PrefixRows,
+        bias_RxHxT1: jax.Array,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """One position of R prefixes: [R, E] to the same, and its key and value; `source` as in `step`."""
+        before_RxT = jnp.arange(rows.ancestors_RxT.shape[1]) < rows.positions_R[:, None]
+        attended, own = self.self_attention.self_rows(
+            self.pre_self_attention_layer_norm(x_RxE), pool, rows.ancestors_RxT, before_RxT, bias_RxHxT1
+        )
+        x = x_RxE + attended
+        normed = self.pre_cross_attention_layer_norm(x)
+        x = x + self.encoder_decoder_attention.cross_rows(normed, *source, rows)
+        return x + self.mlp(self.pre_mlp_layer_norm(x)), own
 
 
 def _layer_class(layer: type[nn.Module], config: T5Config, deterministic_argument: int) -> type[nn.Module]:
@@ -177,6 +195,20 @@ class Decoder(nn.Module):
             keys.append(key)
             values.append(value)
         return self.decoder_norm(x), DecodeCache(keys=tuple(keys), values=tuple(values))
+
+    def step_rows(
+        self, embedded_RxE: jax.Array, rows: PrefixRows, pool: PrefixPool, lanes: EncodedSource
+    ) -> tuple[jax.Array, PrefixPool]:
+        """One position of R prefixes: hidden states [R, E], and their entries for the pool, [R, H * D] each."""
+        x = embedded_RxE
+        bias_RxHxT1 = self.relpos_bias.of_prefixes(rows.positions_R, rows.ancestors_RxT.shape[1])
+        keys, values = [], []
+        for i, layer in enumerate(self.layers):
+            looked_at = (lanes.keys[i], lanes.values[i], lanes.mask)
+            x, (key, value) = layer.step_rows(x, (pool.keys[i], pool.values[i]), looked_at, rows, bias_RxHxT1)
+            keys.append(key)
+            values.append(value)
+        return self.decoder_norm(x), PrefixPool(keys=tuple(keys), values=tuple(values))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The untied head: [..., E] to float32 [..., V]."""
@@ -314,3 +346,20 @@ class Transformer(EncoderDecoder):
         sources, samples, width = hidden_SxNxE.shape
         logits = self.logits(hidden_SxNxE.reshape(sources * samples, width)).reshape(sources, samples, -1)
         return constrain(logits, "batch", "samples", "vocab"), cache
+
+    def decode_rows(
+        self, rows: PrefixRows, pool: PrefixPool, lanes: EncodedSource
+    ) -> tuple[jax.Array, PrefixPool]:
+        """Decodes one position of R distinct prefixes of K sources.
+
+        Args:
+          rows: the prefixes.
+          pool: holds the positions before.
+          lanes: of `start_decoding`, the K sources that the rows' lanes stand for.
+
+        Returns:
+          Logits of the next token, float32 [R, V], and what the pool is to keep of this position.
+        """
+        embedded_RxE = self.token_embedder(rows.tokens_R)
+        hidden_RxE, entries = self.decoder.step_rows(embedded_RxE, rows, pool, lanes)
+        return constrain(self.logits(hidden_RxE), "batch", "vocab"), entries

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax import keys
-from rest_jax.generation.contract import DecoderFns
+from rest_jax.generation.contract import DecoderFns, PrefixFns
 from rest_jax.types import EOS_ID, PAD_ID
 
 
@@ -45,6 +45,31 @@ def tabular_decoder() -> DecoderFns:
         return source_S, jnp.take_along_axis(seen_SxNxT, parents_SxN[..., None], axis=1)
 
     return DecoderFns(start, step, reorder)
+
+
+def tabular_prefixes() -> PrefixFns:
+    """The same model for the sampler: the pool remembers the token of each position of each prefix.
+
+    The token before the last is looked up through the row's ancestors, so that drawing is wrong wherever a
+    place of the pool is given to two prefixes or a row is led to the wrong ones.
+    """
+
+    def encode(params, source_tokens_QxL):
+        return source_tokens_QxL[:, 0]
+
+    def empty(num_prefixes):
+        return jnp.full(num_prefixes, -1, jnp.int32)
+
+    def step(params, rows, pool, source_K):
+        table, positions = jnp.asarray(params), rows.positions_R
+        parents = jnp.take_along_axis(rows.ancestors_RxT, jnp.maximum(positions - 1, 0)[:, None], axis=1)
+        before = pool[parents[:, 0]]
+        source_R = source_K[rows.lanes_R]
+        logits = table[source_R, rows.tokens_R]
+        logits = logits + 0.3 * jnp.where((positions > 0)[:, None], table[source_R, before], 0.0)
+        return logits.astype(jnp.float32), rows.tokens_R
+
+    return PrefixFns(encode, empty, step)
 
 
 def next_logits(table: np.ndarray, source: int, prefix: tuple[int, ...]) -> np.ndarray:

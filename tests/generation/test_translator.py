@@ -14,13 +14,16 @@ import pytest
 from rest_jax import keys
 from rest_jax.errors import ConfigError, DataError, NonFiniteError
 from rest_jax.generation.contract import transformer_decoder
-from rest_jax.generation.sampler import SamplingConfig, sample
+from rest_jax.generation.sampler import SamplingConfig
 from rest_jax.generation.search import BeamConfig, greedy
 from rest_jax.generation.translator import DecodeBatching, Translator, plan_batches
 from rest_jax.types import EOS_ID, PAD_ID, RaggedTokens
+from tests.generation.naive import naive_sample
 from tests.generation.small import SMALL, one_device, padded, random_sources, small_params
 
-BATCHING = DecodeBatching(source_batch=4, source_lengths=(4, 8), sample_batch=3)
+BATCHING = DecodeBatching(
+    source_batch=4, source_lengths=(4, 8), sample_batch=3, row_batch=8, queue_samples=12
+)
 SAMPLING = SamplingConfig(temperature=1.0, max_length=6)
 KEY = keys.stream_key(7, keys.Stream.GROW, 1)
 ALLOWED = 22
@@ -62,7 +65,7 @@ def part(whole, source: int, number: int):
 def test_rows_come_back_in_the_order_of_the_sources(sources, ids, samples):
     """Each source decoded on its own by the sampler itself, without the host's machinery."""
     draw = jax.jit(
-        lambda params, tokens, keys_SxN: sample(
+        lambda params, tokens, keys_SxN: naive_sample(
             transformer_decoder(SMALL), params, tokens, keys_SxN, SAMPLING, allowed_vocab_size=ALLOWED
         )
     )
@@ -228,7 +231,15 @@ def test_nan_stops_the_work(sources, ids):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"source_batch": 0}, {"sample_batch": -1}, {"source_lengths": (8, 4)}, {"source_lengths": ()}]
+    "wrong",
+    [
+        {"source_batch": 0},
+        {"sample_batch": -1},
+        {"row_batch": 0},
+        {"queue_samples": 0},
+        {"source_lengths": (8, 4)},
+        {"source_lengths": ()},
+    ],
 )
 def test_batching_refuses(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
@@ -240,6 +251,7 @@ import sys
 import jax, numpy as np
 from rest_jax.network.mesh import MeshConfig, make_mesh
 from rest_jax.generation.translator import Translator
+from tests.generation.naive import naive_sample
 from tests.generation.small import SMALL, random_sources, small_params
 from tests.generation.test_translator import ALLOWED, BATCHING, KEY, SAMPLING
 
