@@ -4,10 +4,10 @@ Floor 4. Samples of one source that have the same tokens so far have the same ne
 are one row of the decoder, and each draws from it with its own uniform number. A row ends when its last
 sample has drawn EOS; where its samples draw different tokens, it becomes several.
 
-One call works off a queue of Q sources. K of them at a time have a lane; a source that is done leaves its lane
-to the next of the queue. Each step takes R rows through the decoder, whatever their lengths and lanes, so
-there is no work for what has ended, and a tile is full as long as the queue lasts. A step sees keys and values
-of T positions, the smallest of a few lengths that all of its rows need.
+One call works off a queue of Q sources. K of them at a time have a lane; a source that is done leaves its
+lane to the next of the queue. Each step takes R rows through the decoder, whatever their lengths and lanes,
+so there is no work for what has ended, and a tile is full as long as the queue lasts. A step sees keys and
+values of T positions, the smallest of a few lengths that all of its rows need.
 
 What the rows of a step are is a function of the queue and of what was drawn, never of the machine: so are the
 bits that come out.
@@ -97,7 +97,7 @@ class _Tile(NamedTuple):
     """The rows of one step."""
 
     memory: jax.Array  # index into `memory_lengths`
-    count: jax.Array  # rows to compute
+    num_rows: jax.Array  # rows to compute
     samples_R: jax.Array  # int32: flat index of each row's leader
     places_R: jax.Array  # int32: where its entry goes in the pool; beyond it for rows that only fill the tile
     row_KxN: jax.Array  # int32: the row of each sample
@@ -271,13 +271,13 @@ def _advance(problem: _Problem, used: jax.Array, loop: _Loop) -> _Loop:
         return branch
 
     widths = problem.tiling.widths
-    size = sum((tile.count > width).astype(jnp.int32) for width in widths[:-1])
+    size = sum((tile.num_rows > width).astype(jnp.int32) for width in widths[:-1])
     branches = [compute(length, width) for length in problem.memories for width in widths]
     drawn, entries = jax.lax.switch(tile.memory * len(widths) + size, branches)
     shape = tile.row_KxN.shape
     tokens_KxN = drawn.tokens_M.reshape(shape)
     return loop._replace(
-        rows_computed=loop.rows_computed + tile.count,
+        rows_computed=loop.rows_computed + tile.num_rows,
         lanes=_after(problem, lanes, tile, tokens_KxN),
         pool=jax.tree.map(lambda pool, new: pool.at[tile.places_R].set(new, mode="drop"), loop.pool, entries),
         output=_written(problem, loop.output, lanes, tile, drawn),
@@ -333,12 +333,12 @@ def _choose(problem: _Problem, lanes: _Lanes) -> _Tile:
     first_K = jnp.cumsum(taken_K) - taken_K
     lane_R = samples_R // num_samples
     place_R = lane_R * problem.places_in_lane + lanes.used_K[lane_R] + jnp.arange(rows) - first_K[lane_R]
-    count = jnp.sum(taken_K)
+    num_rows = jnp.sum(taken_K)
     return _Tile(
         memory=memory,
-        count=count,
+        num_rows=num_rows,
         samples_R=samples_R,
-        places_R=jnp.where(jnp.arange(rows) < count, place_R, num_lanes * problem.places_in_lane),
+        places_R=jnp.where(jnp.arange(rows) < num_rows, place_R, num_lanes * problem.places_in_lane),
         row_KxN=jnp.take_along_axis(rank_M.reshape(is_row_KxN.shape), lanes.leader_KxN, axis=1),
         is_in_KxN=lanes.alive_KxN & jnp.take_along_axis(chosen_KxN, lanes.leader_KxN, axis=1),
         first_K=first_K,
@@ -370,7 +370,7 @@ def _after(problem: _Problem, lanes: _Lanes, tile: _Tile, tokens_KxN: jax.Array)
     still_in = is_in & alive_KxN
     first_KxN = _first_of_equals(jnp.where(still_in, lanes.leader_KxN, -1), tokens_KxN)
     return lanes._replace(
-        used_K=lanes.used_K + jnp.diff(tile.first_K, append=tile.count),
+        used_K=lanes.used_K + jnp.diff(tile.first_K, append=tile.num_rows),
         alive_KxN=alive_KxN,
         leader_KxN=jnp.where(is_in, first_KxN, lanes.leader_KxN),
         positions_KxN=positions + is_in,

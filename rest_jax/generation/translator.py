@@ -97,6 +97,7 @@ class Translations:
       tempered_log_probs: the same under the distribution that was sampled from; 0 in greedy and beam search.
       finished: bool [n, N]; False where a translation was cut off at the longest length.
       scores: float32 [n, N]; sum of `log_probs`, in beam search divided by the length penalty.
+      rows_computed: how many rows of the decoder it took to sample them; 0 in search, which does not count.
     """
 
     num_samples: int
@@ -105,6 +106,7 @@ class Translations:
     tempered_log_probs: np.ndarray
     finished: np.ndarray
     scores: np.ndarray
+    rows_computed: int = 0
 
 
 @functools.lru_cache(maxsize=128)
@@ -236,6 +238,7 @@ class _Collector:
         self.num_samples = num_samples
         self.finished = np.zeros((num_sources, num_samples), bool)
         self.scores = np.zeros((num_sources, num_samples), np.float32)
+        self._rows_computed = 0
         self._lengths = np.zeros((num_sources, num_samples), np.int64)
         self._places: list[np.ndarray] = []
         self._flat: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -243,6 +246,8 @@ class _Collector:
     def add(self, rows: np.ndarray, first_sample: int, decoded: Decoded) -> None:
         """Takes in samples first_sample, first_sample + 1 … of these rows; drops dummies."""
         number = min(decoded.tokens_SxNxT.shape[1], self.num_samples - first_sample)
+        if decoded.rows_computed_D is not None:
+            self._rows_computed += int(np.sum(decoded.rows_computed_D))
         kept = jax.tree.map(
             lambda x: np.asarray(x)[: len(rows), :number], dataclasses.replace(decoded, rows_computed_D=None)
         )
@@ -278,7 +283,15 @@ class _Collector:
             column[target] = np.concatenate([*(flat[index] for flat in self._flat), np.zeros(0, dtype)])
             columns.append(column)
         tokens = RaggedTokens(columns[0], offsets)
-        return Translations(self.num_samples, tokens, columns[1], columns[2], self.finished, self.scores)
+        return Translations(
+            self.num_samples,
+            tokens,
+            columns[1],
+            columns[2],
+            self.finished,
+            self.scores,
+            self._rows_computed,
+        )
 
 
 class Translator:

@@ -95,7 +95,7 @@ def use_mesh(mesh: Mesh) -> Iterator[Mesh]:
 
 @contextlib.contextmanager
 def within_data_axis() -> Iterator[None]:
-    """For code that `jax.shard_map` has already divided over "data": rows of a batch are all of this device."""
+    """For code that `jax.shard_map` has divided over "data": all rows of a batch are this device's."""
     rules = tuple((name, None if axis == DATA_AXIS else axis) for name, axis in LOGICAL_AXIS_RULES)
     with nn.logical_axis_rules(rules):
         yield

@@ -95,7 +95,7 @@ class RelativePositionBias(nn.Module):
         return jax.lax.dynamic_slice_in_dim(padded, length - 1 - position, length, axis=1)
 
     def of_prefixes(self, positions_R: jax.Array, length: int) -> jax.Array:
-        """The bias of R query positions to keys 0 .. length-1 and, last, to themselves: float32 [R, H, length + 1].
+        """The bias of R positions to keys 0 .. length-1 and, last, to themselves: float32 [R, H, length + 1].
 
         Keys at or after a position get that of a distance of 0; they are for the caller's mask to hide.
         """

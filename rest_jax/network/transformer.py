@@ -199,7 +199,7 @@ class Decoder(nn.Module):
     def step_rows(
         self, embedded_RxE: jax.Array, rows: PrefixRows, pool: PrefixPool, lanes: EncodedSource
     ) -> tuple[jax.Array, PrefixPool]:
-        """One position of R prefixes: hidden states [R, E], and their entries for the pool, [R, H * D] each."""
+        """One position of R prefixes: hidden states [R, E], and entries for the pool, [R, H * D] each."""
         x = embedded_RxE
         bias_RxHxT1 = self.relpos_bias.of_prefixes(rows.positions_R, rows.ancestors_RxT.shape[1])
         keys, values = [], []
