@@ -2,11 +2,11 @@
 
     python benchmarks/grow.py --out results.json
 
-One policy, the same sources, temperature 0.8, real stopping at EOS; each engine in a process of its own, one
-after the other, with all cores. The policy is trained first if its run folder is not there (some ten minutes on
-two cores; benchmarks/grow.gin). Printed: tokens up to EOS a second, the ratio to each peer, distinct samples,
-peak memory, and the share of the machine's matrix-product limit. Checked: all engines sample one distribution,
-by mean length and mean log-probability under one scorer.
+One policy, the same sources, temperature 0.8, real stopping at EOS; each engine in a process of its own,
+one after the other, with all cores. The policy is trained first if its run folder is not there (some ten
+minutes on two cores; benchmarks/grow.gin). Printed: tokens up to EOS a second, the ratio to each peer,
+distinct samples, peak memory, and the share of the machine's matrix-product limit. Checked: all engines
+sample one distribution, by mean length and mean log-probability under one scorer.
 
     --run F            a finished `pretrain` run (default: runs/benchmark_grow)
     --tsv F            train on these pairs instead of the demo's corpus; with --languages=de,en
