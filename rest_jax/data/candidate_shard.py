@@ -171,8 +171,7 @@ def from_table(table: pa.Table) -> CandidateShard:
         if pa.types.is_list(kind):
             array = table[column].combine_chunks()
             offsets = array.offsets.to_numpy().astype(np.int64)
-            offsets -= offsets[0]  # of a slice, as `flatten` gives its values
-            values = array.flatten().to_numpy()
+            values = array.values.to_numpy()
             found[column] = RaggedTokens(values, offsets) if column == "tokens" else values
         elif pa.types.is_string(kind):
             found[column] = table[column].to_pylist()
