@@ -199,6 +199,9 @@ class StreamedFilter:
     Args:
       tau: absolute threshold.
 
+    Attributes:
+      sources: different example ids so far.
+
     Raises:
       ConfigError: tau is NaN.
     """
