@@ -52,8 +52,8 @@ class CandidateShard:
     Attributes:
       example_id: int64 [n], the source's example.
       sample: int32 [n], number of the sample among those of its source.
-      source: n texts.
-      text: n decoded samples.
+      source: n texts, a list or an Arrow array of strings; a list where they were read.
+      text: n decoded samples, likewise.
       tokens: n sequences as they were sampled, with EOS unless truncated.
       log_probs: float32 [total tokens], aligned with tokens.values: the policy's own, at temperature 1.
       tempered_log_probs: the same under the distribution that was sampled from.
@@ -68,8 +68,8 @@ class CandidateShard:
 
     example_id: np.ndarray
     sample: np.ndarray
-    source: list[str] = dataclasses.field(default_factory=list)
-    text: list[str] = dataclasses.field(default_factory=list)
+    source: list[str] | pa.Array = dataclasses.field(default_factory=list)
+    text: list[str] | pa.Array = dataclasses.field(default_factory=list)
     tokens: RaggedTokens = dataclasses.field(default_factory=lambda: RaggedTokens.from_lists([]))
     log_probs: np.ndarray = dataclasses.field(default_factory=_absent)
     tempered_log_probs: np.ndarray = dataclasses.field(default_factory=_absent)
@@ -115,6 +115,8 @@ class CandidateShard:
                 taken[field.name] = values.take(rows)
             elif isinstance(values, list):
                 taken[field.name] = [values[row] for row in rows]
+            elif isinstance(values, pa.Array):
+                taken[field.name] = values.take(pa.array(rows))
             else:
                 taken[field.name] = values[rows]
         return CandidateShard(**{name: getattr(self, name) for name in KEYS} | taken)
@@ -156,7 +158,8 @@ def to_table(shard: CandidateShard) -> pa.Table:
             flat = shard.tokens.values if field.name == "tokens" else values
             arrays.append(_list_array(flat, shard.tokens.offsets, field.type))
         else:
-            arrays.append(pa.array(values, field.type))
+            is_arrow = isinstance(values, pa.Array)
+            arrays.append(values.cast(field.type) if is_arrow else pa.array(values, field.type))
     return pa.table(arrays, schema=SCHEMA)
 
 

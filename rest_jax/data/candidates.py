@@ -8,15 +8,15 @@ Floor 3; no TensorFlow, plain Parquet that pandas or polars open as it is:
     GROW/rewards/NAME/rewards-00003-of-00016.parquet   one row for each row of the sample shard, in its order
     GROW/rewards/NAME/…                     record and seal likewise
 
-Never more than one shard is in memory.
+A shard may be larger than memory: it can be written in pieces, and `read_batches` reads it by row groups. The
+seal names every shard with its digest; a shard's record tells what is in it and where it comes from.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import os
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +24,32 @@ import numpy as np
 import pyarrow as pa
 
 from rest_jax import errors, files
-from rest_jax.data import candidate_shard, shards
-from rest_jax.data.candidate_shard import (
-    FLAGS,
-    KEYS,
-    CandidateShard,
-    from_table,
-    to_table,
-    with_needed_columns,
+from rest_jax.data import shards
+from rest_jax.data.candidate_reader import (
+    REWARD_SCHEMA,
+    REWARDS_FOLDER,
+    Batch,
+    CandidateReader,
+    overlap,
+    rewards_folder,
 )
+from rest_jax.data.candidate_shard import FLAGS, SCHEMA, CandidateShard, to_table
+from rest_jax.objectives.statistics import ExactSum, Summary
 
-REWARD_SCHEMA = pa.schema([("example_id", pa.int64()), ("sample", pa.int32()), ("reward", pa.float64())])
-REWARDS_FOLDER = "rewards"
-_REWARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+__all__ = [
+    "FLAGS",
+    "REWARDS_FOLDER",
+    "REWARD_SCHEMA",
+    "Batch",
+    "CandidateReader",
+    "CandidateShard",
+    "CandidateWriter",
+    "RewardWriter",
+    "read_batches",
+    "read_scored",
+    "read_shards",
+    "rewards_folder",
+]
 
 
 class CandidateWriter:
@@ -47,11 +60,20 @@ class CandidateWriter:
       num_shards: shards the sorted example ids are cut into; the caller gives each its range of them.
       identity: digest of what the samples depend on; by default that of the folder's `files.claim`. A
         shard that states another one is made anew.
+      origin: what the samples come from (the policy's digest, the sampling), JSON-able; each shard's record
+        repeats it, so that a shard explains itself.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], num_shards: int, identity: str = ""):
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        num_shards: int,
+        identity: str = "",
+        origin: Mapping[str, Any] | None = None,
+    ):
         self.folder = Path(folder)
         self._identity = identity or _claimed_identity(self.folder)
+        self._origin = {"origin": dict(origin)} if origin else {}
         self._shards = shards.ShardFolder(self.folder, "samples", num_shards)
 
     @property
@@ -63,18 +85,26 @@ class CandidateWriter:
         """Verifies committed shards, throws away damaged and foreign ones, and lists those to be made."""
         return self._shards.missing(lambda index: {"identity": self._identity})
 
-    def write_shard(self, index: int, shard: CandidateShard) -> None:
+    def write_shard(self, index: int, samples: CandidateShard | Iterable[CandidateShard]) -> None:
         """Sorts and commits one shard.
 
+        Args:
+          index: number of the shard.
+          samples: all of them; or pieces, each with samples that come after those of the piece before. The
+            bytes are the same, but of pieces only one and a row group are in memory.
+
         Raises:
-          DataError: a sample is there twice, or the shard lacks a column.
+          DataError: a sample is there twice, the pieces are not in order, or a column is missing.
           NonFiniteError: a log-probability is NaN or infinite.
           OutputError: the folder cannot be written.
         """
-        shard = shard.sorted()
-        table = to_table(shard)
-        facts = {**_id_range(shard), "identity": self._identity, "sums": _sample_sums(shard)}
-        self._shards.commit(index, table, facts)
+        pieces = [samples] if isinstance(samples, CandidateShard) else samples
+        tally = _SampleTally()
+
+        def facts() -> dict[str, Any]:
+            return {**tally.facts(), "identity": self._identity, **self._origin}
+
+        self._shards.commit(index, SCHEMA, map(tally.table, pieces), facts)
 
     def totals(self) -> dict[str, float]:
         """Sums over all committed shards: rows, tokens, log-probabilities, and how often each flag is set.
@@ -84,10 +114,14 @@ class CandidateWriter:
           DataError: the ranges of ids of two shards overlap.
         """
         records = self._shards.records()
-        _check_ranges([(r["first_id"], r["last_id"]) for r in records if r["rows"]], str(self.folder))
+        spans = [(record["first_id"], record["last_id"]) for record in records if record["rows"]]
+        for (_, before), (after, _) in zip(spans, spans[1:], strict=False):
+            if after <= before:
+                raise overlap(before, after, str(self.folder))
         totals: dict[str, float] = {"rows": sum(record["rows"] for record in records)}
         for name in records[0]["sums"]:
-            totals[name] = sum(record["sums"][name] for record in records)
+            values = [record["sums"][name] for record in records]
+            totals[name] = sum(values) if isinstance(values[0], int) else math.fsum(values)
         return totals
 
     def seal(self, facts: Mapping[str, Any] | None = None, skip: Sequence[str] = ()) -> files.Seal:
@@ -105,30 +139,58 @@ class CandidateWriter:
         return files.write_seal(self.folder, "grow", self._identity, facts, skip=(REWARDS_FOLDER, *skip))
 
 
-def read_shards(
-    folder: str | os.PathLike[str], columns: Sequence[str] | None = None
-) -> Iterator[CandidateShard]:
-    """Reads a sealed Grow step shard by shard, verifying each.
+def read_batches(
+    folder: str | os.PathLike[str], columns: Sequence[str] | None = None, rewards: Sequence[str] = ()
+) -> Iterator[Batch]:
+    """Reads a sealed Grow step a row group at a time, with as many rewards beside it as one likes.
 
     Args:
       folder: of the Grow step.
       columns: names in `candidate_shard.SCHEMA`; all by default. (example_id, sample) is always read.
+      rewards: names of the rewards.
+
+    Raises:
+      MissingInputError: the samples or these rewards are missing or unfinished.
+      IntegrityError: a shard is missing or damaged, or rewards are those of other samples.
+      ConfigError: there is no such column, or a name cannot name a folder.
+    """
+    yield from CandidateReader(folder, rewards).batches(columns)
+
+
+def read_shards(
+    folder: str | os.PathLike[str], columns: Sequence[str] | None = None
+) -> Iterator[CandidateShard]:
+    """Reads a sealed Grow step shard by shard, each as a whole: for shards that fit in memory.
+
+    Args:
+      folder: of the Grow step.
+      columns: as in `read_batches`.
 
     Raises:
       MissingInputError: the folder is missing or unfinished.
       IntegrityError: a shard is missing or damaged; the message names it and the remedy.
       ConfigError: there is no such column.
     """
-    base = Path(folder)
-    seal = _require_seal(base, "grow")
-    last: tuple[int, int] | None = None
-    for name in shards.sealed_shards(seal, "samples"):
-        shard = _read_samples(base, seal, name, columns)
-        if len(shard):
-            span = int(shard.example_id[0]), int(shard.example_id[-1])
-            _check_ranges([span] if last is None else [last, span], str(base / name))
-            last = span
-        yield shard
+    yield from (batch.samples() for batch in CandidateReader(folder).batches(columns, whole=True))
+
+
+def read_scored(
+    folder: str | os.PathLike[str], reward_name: str, columns: Sequence[str] | None = None
+) -> Iterator[tuple[CandidateShard, np.ndarray]]:
+    """Reads a Grow step with its rewards shard by shard: (samples, rewards float64 [n]).
+
+    Args:
+      folder: of the Grow step.
+      reward_name: which rewards.
+      columns: as in `read_batches`.
+
+    Raises:
+      MissingInputError: the samples or these rewards are missing or unfinished.
+      IntegrityError: a shard is missing or damaged, or the rewards are those of other samples.
+      ConfigError: there is no such column, or the name cannot name a folder.
+    """
+    for batch in CandidateReader(folder, [reward_name]).batches(columns, whole=True):
+        yield batch.samples(), batch.rewards[reward_name]
 
 
 class RewardWriter:
@@ -146,12 +208,10 @@ class RewardWriter:
     """
 
     def __init__(self, folder: str | os.PathLike[str], reward_name: str, identity: str = ""):
-        self._samples = Path(folder)
         self.folder = rewards_folder(folder, reward_name)
         self._identity = identity or _claimed_identity(self.folder)
-        self._samples_seal = _require_seal(self._samples, "grow")
-        self._names = shards.sealed_shards(self._samples_seal, "samples")
-        self._shards = shards.ShardFolder(self.folder, "rewards", len(self._names))
+        self._reader = CandidateReader(folder)
+        self._shards = shards.ShardFolder(self.folder, "rewards", len(self._reader.shards))
 
     @property
     def discarded(self) -> Mapping[str, str]:
@@ -169,7 +229,12 @@ class RewardWriter:
           IntegrityError: the shard is missing or damaged.
           ConfigError: there is no such column.
         """
-        return _read_samples(self._samples, self._samples_seal, self._names[index], columns)
+        (batch,) = self._reader.batches(columns, shard=index, whole=True)
+        return batch.samples()
+
+    def batches(self, index: int, columns: Sequence[str] | None = None) -> Iterator[CandidateShard]:
+        """The same samples, a row group at a time."""
+        return (batch.samples() for batch in self._reader.batches(columns, shard=index))
 
     def write_shard(self, index: int, shard: CandidateShard, rewards_n: np.ndarray) -> None:
         """Commits the rewards of one shard.
@@ -194,87 +259,37 @@ class RewardWriter:
         table = pa.table(
             [pa.array(c, f.type) for c, f in zip(columns, REWARD_SCHEMA, strict=True)], schema=REWARD_SCHEMA
         )
-        finite = rewards_n[np.isfinite(rewards_n)]
-        sums = {"finite": len(finite), "reward": float(finite.sum())}
-        self._shards.commit(index, table, {**_id_range(shard), **self._origin(index), "sums": sums})
+        facts = {**_id_range(shard.example_id), **self._origin(index), "sums": _reward_sums(rewards_n)}
+        self._shards.commit(index, REWARD_SCHEMA, [table], lambda: facts)
 
-    def seal(self, facts: Mapping[str, Any] | None = None) -> files.Seal:
-        """Commits the rewards.
+    def totals(self) -> dict[str, float | None]:
+        """Over all committed shards: rows, how many rewards are finite, their mean and their extremes.
 
         Raises:
           MissingInputError: a shard is not committed.
         """
-        self._shards.records()
+        records = self._shards.records()
+        sums = [record["sums"] for record in records if record["sums"]["finite"]]
+        finite = sum(each["finite"] for each in sums)
+        return {
+            "rows": sum(record["rows"] for record in records),
+            "finite": finite,
+            "mean": math.fsum(each["reward"] for each in sums) / finite if finite else None,
+            "minimum": min((each["minimum"] for each in sums), default=None),
+            "maximum": max((each["maximum"] for each in sums), default=None),
+        }
+
+    def seal(self, facts: Mapping[str, Any] | None = None) -> files.Seal:
+        """Commits the rewards; `totals` are among the seal's facts.
+
+        Raises:
+          MissingInputError: a shard is not committed.
+        """
+        facts = {**self.totals(), **(facts or {})}
         return files.write_seal(self.folder, "annotate", self._identity, facts)
 
     def _origin(self, index: int) -> dict[str, str]:
-        return {"identity": self._identity, "samples": self._samples_seal.files[self._names[index]]}
-
-
-def read_scored(
-    folder: str | os.PathLike[str], reward_name: str, columns: Sequence[str] | None = None
-) -> Iterator[tuple[CandidateShard, np.ndarray]]:
-    """Reads a Grow step with its rewards shard by shard: (samples, rewards float64 [n]).
-
-    Args:
-      folder: of the Grow step.
-      reward_name: which rewards.
-      columns: as in `read_shards`.
-
-    Raises:
-      MissingInputError: the samples or these rewards are missing or unfinished.
-      IntegrityError: a shard is missing or damaged, or the rewards are those of other samples.
-      ConfigError: there is no such column, or the name cannot name a folder.
-    """
-    base, rewards_base = Path(folder), rewards_folder(folder, reward_name)
-    seal, rewards_seal = _require_seal(base, "grow"), _require_seal(rewards_base, "annotate")
-    names = shards.sealed_shards(seal, "samples")
-    reward_names = shards.sealed_shards(rewards_seal, "rewards")
-    if len(names) != len(reward_names):
-        raise _misaligned(rewards_base)
-    for name, reward_name_ in zip(names, reward_names, strict=True):
-        table = shards.read_table(
-            shards.read_sealed(rewards_base, rewards_seal, reward_name_), REWARD_SCHEMA, reward_name_
-        )
-        samples = _read_samples(base, seal, name, columns)
-        if not all(np.array_equal(table[key].to_numpy(), getattr(samples, key)) for key in KEYS):
-            raise _misaligned(rewards_base / reward_name_)
-        record_name = Path(reward_name_).with_suffix(".json").name
-        record = json.loads(shards.read_sealed(rewards_base, rewards_seal, record_name))
-        if record["samples"] != seal.files[name]:
-            raise _misaligned(rewards_base / reward_name_)
-        yield samples, table["reward"].to_numpy()
-
-
-def rewards_folder(folder: str | os.PathLike[str], reward_name: str) -> Path:
-    """Where the rewards of this name are.
-
-    Raises:
-      ConfigError: the name cannot name a folder.
-    """
-    if not _REWARD_NAME.fullmatch(reward_name):
-        raise errors.ConfigError(
-            f"{reward_name!r} cannot name a reward",
-            remedy="Use letters, digits, '_', '-' and '.', and none of the last two in front",
-        )
-    return Path(folder) / REWARDS_FOLDER / reward_name
-
-
-def _read_samples(base: Path, seal: files.Seal, name: str, columns: Sequence[str] | None) -> CandidateShard:
-    wanted = None if columns is None else with_needed_columns(columns)
-    table = shards.read_table(
-        shards.read_sealed(base, seal, name), candidate_shard.SCHEMA, str(base / name), wanted
-    )
-    return from_table(table)
-
-
-def _require_seal(folder: Path, phase: str) -> files.Seal:
-    seal = files.read_seal(folder)
-    if seal is None:
-        raise errors.MissingInputError(
-            f"{folder} is missing or unfinished", remedy=f"Run the {phase} phase first"
-        )
-    return seal
+        return {"identity": self._identity, "samples": self._reader.sample_digest(index)}
 
 
 def _claimed_identity(folder: Path) -> str:
@@ -282,40 +297,69 @@ def _claimed_identity(folder: Path) -> str:
     return files.digest_of(files.read_json(path)) if path.is_file() else ""
 
 
-def _sample_sums(shard: CandidateShard) -> dict[str, float]:
-    sums: dict[str, float] = {"tokens": int(shard.tokens.lengths.sum())}
-    for name in ("log_prob", "tempered_log_prob"):
-        values = getattr(shard, name)
-        if not np.isfinite(values).all():
-            first = int((~np.isfinite(values)).argmax())
-            sample = f"sample {shard.sample[first]} of example {shard.example_id[first]}"
-            raise errors.NonFiniteError(
-                f"{sample} has the {name} {values[first]}",
-                remedy="Check the policy's parameters: its training may have diverged",
-            )
-        sums[name] = float(np.sum(values, dtype=np.float64))
-    for name in FLAGS:
-        sums[name] = int(np.sum(getattr(shard, name)))
-    return sums
+class _SampleTally:
+    """Checks the pieces of a shard as they pass, and adds up what its record states."""
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+        self._last: tuple[int, int] | None = None
+        self._counts = dict.fromkeys(("tokens", *FLAGS), 0)
+        self._log_probs = {name: ExactSum() for name in ("log_prob", "tempered_log_prob")}
+
+    def table(self, piece: CandidateShard) -> pa.Table:
+        """The next samples, sorted, as a table.
+
+        Raises:
+          DataError: a sample is there twice, belongs before the last piece, or lacks a column.
+          NonFiniteError: a log-probability is NaN or infinite.
+        """
+        piece = piece.sorted()
+        table = to_table(piece)
+        if len(piece):
+            first, last = [(int(piece.example_id[row]), int(piece.sample[row])) for row in (0, -1)]
+            if self._last is not None and first <= self._last:
+                raise errors.DataError(
+                    f"sample {first[1]} of example {first[0]} comes after sample {self._last[1]} of example "
+                    f"{self._last[0]}",
+                    remedy="Give the pieces of a shard in the order of (example_id, sample), none twice",
+                )
+            self._first = first[0] if self._first is None else self._first
+            self._last = last
+        self._counts["tokens"] += int(piece.tokens.lengths.sum())
+        for name in FLAGS:
+            self._counts[name] += int(np.sum(getattr(piece, name)))
+        for name, total in self._log_probs.items():
+            _check_finite(name, piece)
+            total.add(getattr(piece, name))
+        return table
+
+    def facts(self) -> dict[str, Any]:
+        """The range of ids and the sums."""
+        sums = {name: total.total for name, total in self._log_probs.items()}
+        counts = dict(self._counts)
+        return {
+            "first_id": self._first,
+            "last_id": None if self._last is None else self._last[0],
+            "sums": {"tokens": counts.pop("tokens"), **sums, **counts},
+        }
 
 
-def _id_range(shard: CandidateShard) -> dict[str, int | None]:
-    ids = shard.example_id
+def _check_finite(name: str, piece: CandidateShard) -> None:
+    values = getattr(piece, name)
+    if not np.isfinite(values).all():
+        row = int((~np.isfinite(values)).argmax())
+        raise errors.NonFiniteError(
+            f"sample {piece.sample[row]} of example {piece.example_id[row]} has the {name} {values[row]}",
+            remedy="Check the policy's parameters: its training may have diverged",
+        )
+
+
+def _reward_sums(rewards: np.ndarray) -> dict[str, float | None]:
+    found = Summary()
+    found.add(rewards)
+    extremes = (found.minimum, found.maximum) if found.finite else (None, None)
+    return {"finite": found.finite, "reward": found.sum, "minimum": extremes[0], "maximum": extremes[1]}
+
+
+def _id_range(ids: np.ndarray) -> dict[str, int | None]:
     return {"first_id": int(ids[0]) if len(ids) else None, "last_id": int(ids[-1]) if len(ids) else None}
-
-
-def _check_ranges(spans: Sequence[tuple[int, int]], where: str) -> None:
-    for (_, before), (after, _) in zip(spans, spans[1:], strict=False):
-        if after <= before:
-            raise errors.DataError(
-                f"the shards' ranges of example ids overlap: {before} then {after}",
-                where=where,
-                remedy="Give each shard its own range of the sorted ids",
-            )
-
-
-def _misaligned(path: Path) -> errors.IntegrityError:
-    return errors.IntegrityError(
-        f"{path} holds the rewards of other samples",
-        remedy="Delete its folder and run the annotate phase again",
-    )

@@ -3,14 +3,15 @@
 Floor 3. A shard `samples-00003-of-00016.parquet` is written first, then its record
 `samples-00003-of-00016.json` with the shard's SHA-256: the record is the commit. When all are committed, the
 folder's seal (`files.write_seal`) names them all; readers go by the seal and verify each shard they open.
+
+A shard may be larger than memory. It is written and read a row group at a time, and hashed in small blocks.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rest_jax import errors, files
+
+# Of shards and records. Unfinished work of another format is made anew; sealed work stays readable.
+FORMAT = 2
+# Rows of a row group, all but a shard's last: what a reader holds at a time. Some 10 MB of short sentences.
+ROW_GROUP_ROWS = 1 << 15
+# What repeats from row to row.
+_DICTIONARY = ("example_id", "sample", "source")
 
 
 @dataclasses.dataclass
@@ -73,19 +81,31 @@ class ShardFolder:
             wanted.append(index)
         return wanted
 
-    def commit(self, index: int, table: pa.Table, facts: Mapping[str, Any]) -> None:
-        """Writes a shard and then its record: the same table and facts give the same bytes.
+    def commit(
+        self,
+        index: int,
+        schema: pa.Schema,
+        tables: Iterable[pa.Table],
+        facts: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        """Writes a shard and then its record: the same rows and facts give the same bytes.
+
+        Args:
+          index: number of the shard.
+          schema: of the tables.
+          tables: the rows, in as many pieces as one likes; only a row group of them is held.
+          facts: what the record shall state; asked for when the rows are written.
 
         Raises:
           OutputError: the folder cannot be written.
         """
         path, record_path = self.path(index), self.record_path(index)
-        record_path.unlink(missing_ok=True)
         with files.atomic_path(path) as temporary:
-            write_table(table, temporary)
+            rows = write_tables(schema, tables, temporary)
             digest = files.file_digest(temporary)
+            record_path.unlink(missing_ok=True)  # before other bytes take the place of those it is of
         files.failpoint(f"after-shard:{path.name}")
-        files.write_json(record_path, {"rows": table.num_rows, "sha256": digest, **facts})
+        files.write_json(record_path, {"rows": rows, "sha256": digest, "format": FORMAT, **facts()})
         files.failpoint(f"after-record:{path.name}")
 
     def records(self) -> list[Mapping[str, Any]]:
@@ -112,7 +132,7 @@ class ShardFolder:
             return "its record is damaged"
         if not isinstance(record, dict) or "sha256" not in record:
             return "its record is damaged"
-        for name, value in expected.items():
+        for name, value in {"format": FORMAT, **expected}.items():
             if record.get(name) != value:
                 return f"its record states another value of {name!r}"
         if not path.is_file():
@@ -146,8 +166,8 @@ def sealed_shards(seal: files.Seal, stem: str) -> list[str]:
     return names
 
 
-def read_sealed(folder: Path, seal: files.Seal, name: str) -> bytes:
-    """The bytes of a sealed file, verified.
+def verified(folder: Path, seal: files.Seal, name: str) -> Path:
+    """The path of a sealed file, whose bytes are compared with the seal without loading them whole.
 
     Raises:
       IntegrityError: it is missing or has other bytes than the seal states.
@@ -157,39 +177,126 @@ def read_sealed(folder: Path, seal: files.Seal, name: str) -> bytes:
         f"Delete {folder / files.SEAL_NAME} and run the {seal.phase} phase again: only this shard is remade"
     )
     try:
-        content = path.read_bytes()
+        digest = files.file_digest(path)
     except OSError as error:
         raise errors.IntegrityError(f"{path} cannot be read: {error.strerror}", remedy=remedy) from error
-    if hashlib.sha256(content).hexdigest() != seal.files.get(name):
+    if digest != seal.files.get(name):
         raise errors.IntegrityError(f"{path} has other bytes than its seal states", remedy=remedy)
-    return content
+    return path
 
 
-def read_table(
-    content: bytes, schema: pa.Schema, name: str, columns: Sequence[str] | None = None
-) -> pa.Table:
-    """Reads columns (all by default) of a shard from its bytes, verifying the checksum of every page.
+class ShardFile:
+    """A shard open for reading, whole or by row groups; the checksum of every page is verified.
+
+    Args:
+      source: a path, or an Arrow file.
+      schema: the columns that it must have.
+      name: how errors call it.
 
     Raises:
       IntegrityError: it is damaged, or has other columns than the schema.
     """
-    remedy = "It was written by another version; delete its folder and run the phase again"
-    try:
-        shard = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-        if not shard.schema_arrow.equals(schema):
-            raise errors.IntegrityError(f"{name} has other columns than expected", remedy=remedy)
-        return shard.read(columns=None if columns is None else list(columns))
-    except (pa.ArrowException, OSError) as error:
-        raise errors.IntegrityError(f"{name} is damaged: {error}", remedy=remedy) from error
+
+    def __init__(self, source: Path | pa.NativeFile, schema: pa.Schema, name: str):
+        self.name = name
+        self._file = self._guarded(lambda: pq.ParquetFile(source, page_checksum_verification=True))
+        if not self._file.schema_arrow.equals(schema):
+            raise errors.IntegrityError(
+                f"{name} has other columns than expected",
+                remedy="It was written by another version; delete its folder and run the phase again",
+            )
+
+    def __len__(self) -> int:
+        return self._file.metadata.num_rows
+
+    @property
+    def groups(self) -> int:
+        """How many row groups there are."""
+        return self._file.num_row_groups
+
+    def group(self, index: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Columns (all by default) of a row group.
+
+        Raises:
+          IntegrityError: it is damaged.
+        """
+        names = None if columns is None else list(columns)
+        return self._guarded(lambda: self._file.read_row_group(index, columns=names))
+
+    def read_groups(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Columns of one row group after another."""
+        return (self.group(index, columns) for index in range(self.groups))
+
+    def read(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Columns (all by default) of all rows.
+
+        Raises:
+          IntegrityError: it is damaged.
+        """
+        names = None if columns is None else list(columns)
+        return self._guarded(lambda: self._file.read(columns=names))
+
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except (pa.ArrowException, OSError) as error:
+            raise errors.IntegrityError(
+                f"{self.name} is damaged: {error}", remedy="Delete it and run the phase that writes it again"
+            ) from error
 
 
-def write_table(table: pa.Table, path: str | os.PathLike[str]) -> None:
-    """Writes Parquet with zstd and page checksums. No time or name goes in: equal tables give equal bytes."""
-    pq.write_table(
-        table,
+class RowQueue:
+    """Rows that come in tables of any sizes and leave in tables of the size that is asked for."""
+
+    def __init__(self) -> None:
+        self._tables: list[pa.Table] = []
+        self._rows = 0
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def put(self, table: pa.Table) -> None:
+        """Adds rows at the end."""
+        self._tables.append(table)
+        self._rows += table.num_rows
+
+    def take(self, rows: int) -> pa.Table:
+        """Removes the first rows, each column of them in one chunk.
+
+        Raises:
+          ValueError: there are not that many, or none at all was put in.
+        """
+        if rows > self._rows or not self._tables:
+            raise ValueError(f"{rows} of {self._rows} rows")
+        held = pa.concat_tables(self._tables)
+        self._tables = [held.slice(rows)]
+        self._rows -= rows
+        return held.slice(0, rows).combine_chunks()
+
+
+def write_tables(schema: pa.Schema, tables: Iterable[pa.Table], path: str | os.PathLike[str]) -> int:
+    """Writes Parquet with zstd and page checksums, and returns the number of rows.
+
+    Row groups and pages are cut by row numbers, and no time or name goes in: equal rows give equal bytes,
+    in whatever pieces they come.
+    """
+    queue, rows = RowQueue(), 0
+    with pq.ParquetWriter(
         path,
+        schema,
         compression="zstd",
         write_page_checksum=True,
-        use_dictionary=[name for name in ("source",) if name in table.column_names],
-        row_group_size=max(table.num_rows, 1),
-    )
+        use_dictionary=[name for name in _DICTIONARY if name in schema.names],
+    ) as writer:
+
+        def write_group(size: int) -> None:
+            writer.write_table(queue.take(size), row_group_size=ROW_GROUP_ROWS)
+
+        for table in tables:
+            queue.put(table)
+            rows += table.num_rows
+            while len(queue) >= ROW_GROUP_ROWS:
+                write_group(ROW_GROUP_ROWS)
+        if len(queue):
+            write_group(len(queue))
+    return rows

@@ -7,14 +7,14 @@ never averaged.
 from __future__ import annotations
 
 import dataclasses
-import fractions
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from rest_jax import errors
+from rest_jax.objectives import statistics
 
 REPORTED_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
@@ -25,35 +25,24 @@ def above_threshold(rewards: np.ndarray, tau: float) -> np.ndarray:
     return np.isfinite(rewards) & (rewards > tau)
 
 
-def quantile_thresholds(rewards: np.ndarray, quantiles: Sequence[float]) -> tuple[float, ...]:
+def quantile_thresholds(
+    rewards: np.ndarray | Iterable[np.ndarray], quantiles: Sequence[float]
+) -> tuple[float, ...]:
     """Turns quantiles into absolute thresholds that are rewards of the data themselves.
 
     The threshold of q is the smallest reward r such that at least a share q of the finite rewards is <= r,
     so the strict filter keeps at most a share 1 - q of them, and with ties fewer. It is an order statistic,
     without interpolation: no rounding, and the same whatever the order of the rewards.
 
+    Args:
+      rewards: an array, or chunks that can be gone through again (`statistics.Chunks`).
+      quantiles: shares q.
+
     Raises:
       DataError: no reward is finite.
       ConfigError: a quantile is not in [0, 1].
     """
-    rewards = np.asarray(rewards, np.float64)
-    ranked = np.sort(rewards[np.isfinite(rewards)])
-    if not ranked.size:
-        raise errors.DataError(
-            f"0 of {rewards.size} rewards are finite numbers", remedy="Look at what the reward model returned"
-        )
-    thresholds = []
-    for quantile in quantiles:
-        if not 0.0 <= quantile <= 1.0:
-            raise errors.ConfigError(
-                f"quantile {quantile} is not in [0, 1]",
-                where="quantile_thresholds",
-                remedy="Write 0.9 for 90 %",
-            )
-        # Through the decimal as it was written: in binary 0.07 * 100 is above 7.
-        rank = math.ceil(fractions.Fraction(repr(float(quantile))) * ranked.size)
-        thresholds.append(float(ranked[max(rank, 1) - 1]))
-    return tuple(thresholds)
+    return statistics.quantiles(rewards, quantiles)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +72,8 @@ class ThresholdSchedule:
     def __len__(self) -> int:
         return len(self.values or self.quantiles or ())
 
-    def absolute(self, rewards: np.ndarray) -> tuple[float, ...]:
-        """The thresholds as rewards; quantiles are taken of `rewards` [n].
+    def absolute(self, rewards: np.ndarray | Iterable[np.ndarray]) -> tuple[float, ...]:
+        """The thresholds as rewards; quantiles are taken of `rewards`, [n] or chunks.
 
         Two quantiles may fall on the same reward where rewards are tied; such thresholds are equal.
 
@@ -181,17 +170,15 @@ def keep(
     """
     rewards = np.asarray(rewards, np.float64)
     example_ids = np.asarray(example_ids)
+    _check_tau(tau)
     if rewards.shape != example_ids.shape:
         raise ValueError(f"{rewards.shape} rewards for {example_ids.shape} example ids")
-    if math.isnan(tau):
-        raise errors.ConfigError("the threshold is NaN", where="filter", remedy="Give a number in [0, 1]")
     mask = above_threshold(rewards, tau)
     kept = int(mask.sum())
+    if not kept and not allow_empty:
+        raise nothing_kept(rewards, tau)
     finite = np.isfinite(rewards)
     points = quantile_thresholds(rewards, REPORTED_QUANTILES) if finite.any() else ()
-    quantiles = dict(zip(REPORTED_QUANTILES, points, strict=False))
-    if not kept and not allow_empty:
-        raise _nothing_kept(tau, rewards.size, quantiles)
     sources = len(np.unique(example_ids))
     return FilterReport(
         mask=mask,
@@ -202,19 +189,109 @@ def keep(
         sources=sources,
         sources_with_none=sources - len(np.unique(example_ids[mask])),
         mean_kept=float(rewards[mask].mean()) if kept else math.nan,
-        quantiles=quantiles,
+        quantiles=dict(zip(REPORTED_QUANTILES, points, strict=False)),
     )
 
 
-def _nothing_kept(tau: float, total: int, quantiles: dict[float, float]) -> errors.DataError:
-    if not quantiles:
+class StreamedFilter:
+    """The filter for samples that come piece by piece, sorted by source: `keep` in constant memory.
+
+    Args:
+      tau: absolute threshold.
+
+    Attributes:
+      sources: different example ids so far.
+
+    Raises:
+      ConfigError: tau is NaN.
+    """
+
+    def __init__(self, tau: float):
+        _check_tau(tau)
+        self._tau = tau
+        self._all, self._kept = statistics.Summary(), statistics.Summary()
+        self.sources = self._sources_kept = 0
+        self._last: int | None = None
+        self._last_kept: int | None = None
+
+    def __call__(self, rewards: np.ndarray, example_ids: np.ndarray) -> np.ndarray:
+        """Which samples of the next piece pass, bool [n]; the counts go on.
+
+        Args:
+          rewards: float [n].
+          example_ids: int [n], rising, and from where the piece before ended.
+
+        Raises:
+          ValueError: the ids fall, or are not as many as the rewards.
+        """
+        if rewards.shape != example_ids.shape:
+            raise ValueError(f"{rewards.shape} rewards for {example_ids.shape} example ids")
+        mask = above_threshold(rewards, self._tau)
+        self._all.add(rewards)
+        self._kept.add(rewards[mask])
+        new, self._last = _sources_in(example_ids, self._last)
+        new_kept, self._last_kept = _sources_in(example_ids[mask], self._last_kept)
+        self.sources += new
+        self._sources_kept += new_kept
+        return mask
+
+    @property
+    def total(self) -> int:
+        """Samples there were."""
+        return self._all.total
+
+    @property
+    def kept(self) -> int:
+        """Samples kept."""
+        return self._kept.total
+
+    @property
+    def missing(self) -> int:
+        """Samples whose reward is NaN or infinite."""
+        return self._all.total - self._all.finite
+
+    @property
+    def sources_with_none(self) -> int:
+        """Sources without a kept sample."""
+        return self.sources - self._sources_kept
+
+    @property
+    def mean_kept(self) -> float:
+        """Mean reward of the kept, NaN where there are none."""
+        return self._kept.mean
+
+
+def _sources_in(sorted_ids: np.ndarray, last: int | None) -> tuple[int, int | None]:
+    """How many ids of a sorted piece are new after `last`, and the last of the piece."""
+    if not sorted_ids.size:
+        return 0, last
+    steps = np.diff(sorted_ids)
+    first = int(sorted_ids[0])
+    if (steps < 0).any() or (last is not None and first < last):
+        raise ValueError("the samples are not sorted by their source")
+    return int((steps > 0).sum()) + (first != last), int(sorted_ids[-1])
+
+
+def _check_tau(tau: float) -> None:
+    if math.isnan(tau):
+        raise errors.ConfigError("the threshold is NaN", where="filter", remedy="Give a number in [0, 1]")
+
+
+def nothing_kept(rewards: np.ndarray | Iterable[np.ndarray], tau: float) -> errors.DataError:
+    """The error that a threshold keeps nothing of all rewards; it states their quantiles."""
+    seen = statistics.Summary()
+    for chunk in statistics.in_chunks(rewards):
+        seen.add(chunk)
+    if not seen.finite:
         return errors.DataError(
-            f"threshold {tau:.6g} keeps 0 of {total} (no reward is a finite number)",
+            f"threshold {tau:.6g} keeps 0 of {seen.total} (no reward is a finite number)",
             remedy="Look at what the reward model returned",
         )
-    shown = ", ".join(f"{share:g}: {value:.4g}" for share, value in quantiles.items() if 0.5 <= share < 1)
+    shares = [share for share in REPORTED_QUANTILES if 0.5 <= share < 1]
+    points = zip(shares, quantile_thresholds(rewards, shares), strict=True)
+    shown = ", ".join(f"{share:g}: {value:.4g}" for share, value in points)
     return errors.DataError(
-        f"threshold {tau:.6g} keeps 0 of {total} (max reward {quantiles[1.0]:.6g}; quantiles {shown})",
+        f"threshold {tau:.6g} keeps 0 of {seen.total} (max reward {seen.maximum:.6g}; quantiles {shown})",
         remedy="Lower ThresholdSchedule.values, or give quantiles instead",
     )
 

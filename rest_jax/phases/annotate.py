@@ -13,7 +13,7 @@ import numpy as np
 
 from rest_jax import files, processes
 from rest_jax.data import candidates
-from rest_jax.phases import grow_set, reward_model
+from rest_jax.phases import grow_set, grow_summary, reward_model
 from rest_jax.phases.lineage import check_grow_step
 from rest_jax.phases.workspace import Workspace
 from rest_jax.rewards.protocol import checked_scores
@@ -69,13 +69,15 @@ def _score_samples(workspace: Workspace, number: int) -> Mapping[str, Any]:
     processes.barrier(f"annotate:{number}")
     with workspace.logbook.progress(f"rewards of Grow {number}", len(missing), unit="shards") as bar:
         for index in missing:
-            shard = writer.samples(index, columns=("source", "text"))
-            targets = [references[example_id] for example_id in shard.example_id.tolist()]
-            rewards = checked_scores(reward, shard.source, shard.text, targets)
+            scores = [np.zeros(0)]
+            for part in writer.batches(index, columns=("source", "text")):
+                targets = [references[example_id] for example_id in part.example_id.tolist()]
+                scores.append(checked_scores(reward, part.source, part.text, targets))
             if processes.is_lead():
-                writer.write_shard(index, shard, rewards)
+                writer.write_shard(index, writer.samples(index, columns=()), np.concatenate(scores))
             bar.advance()
-    return {"signature": reward.signature()}
+    processes.barrier(f"annotated:{number}")
+    return {"signature": reward.signature(), **writer.totals()}
 
 
 def _summarise(workspace: Workspace, number: int, seal: files.Seal) -> None:
@@ -83,7 +85,7 @@ def _summarise(workspace: Workspace, number: int, seal: files.Seal) -> None:
     path = workspace.grow_folder(number) / grow_set.SUMMARY_NAME
     if path.exists() and files.read_json(path).get("rewards") == seal.digest:
         return
-    summary = {**grow_set.summarise(workspace, number), "rewards": seal.digest}
+    summary = {**grow_summary.summarise(workspace, number), "rewards": seal.digest}
     files.write_json(path, summary)
     workspace.logbook.say(
         f"Grow {number}: mean reward {summary['reward']['mean']:.4f} over {summary['samples']} samples, "

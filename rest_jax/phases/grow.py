@@ -7,6 +7,7 @@ sources alone.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from rest_jax.data import candidates
 from rest_jax.generation.translator import Translations
 from rest_jax.metrics import diagnostics, words
 from rest_jax.phases.grow_set import SUMMARY_NAME
-from rest_jax.phases.lineage import behaviour_policy, check_grow_step
+from rest_jax.phases.lineage import PolicyName, behaviour_policy, check_grow_step
 from rest_jax.phases.texts import decode_rows, repeat_each
 from rest_jax.phases.workspace import Workspace
 from rest_jax.types import EOS_ID, Examples
@@ -74,7 +75,8 @@ def _sample_shards(workspace: Workspace, number: int) -> Mapping[str, Any]:
     translator = workspace.translator(workspace.policy_params(behaviour))
     key = keys.stream_key(experiment.seed, keys.Stream.GROW, number)
     shards = np.array_split(np.arange(len(examples)), min(experiment.grow.shards, len(examples)))
-    writer = candidates.CandidateWriter(workspace.grow_folder(number), len(shards))
+    origin = _origin(workspace, behaviour)
+    writer = candidates.CandidateWriter(workspace.grow_folder(number), len(shards), origin=origin)
     missing = writer.missing_shards()
     processes.barrier(f"grow:{number}")
     left = sum(len(shards[shard]) for shard in missing)
@@ -92,7 +94,19 @@ def _sample_shards(workspace: Workspace, number: int) -> Mapping[str, Any]:
             if processes.is_lead():
                 writer.write_shard(shard, as_candidates(workspace, part, translations))
     processes.barrier(f"grown:{number}")
-    return {"sources": len(examples), **writer.totals()}
+    return {"sources": len(examples), **origin, **writer.totals()}
+
+
+def _origin(workspace: Workspace, behaviour: PolicyName) -> dict[str, Any]:
+    """What the samples come from, stated beside them: whoever finds the folder alone can tell."""
+    settings = workspace.experiment.grow
+    phase = "improve" if behaviour.grow else "pretrain"
+    return {
+        "policy": behaviour.folder,
+        "policy_digest": workspace.digest(workspace.policy_folder(behaviour), phase),
+        "sampling": dataclasses.asdict(settings.sampling),
+        "samples_per_source": settings.samples_per_source,
+    }
 
 
 def as_candidates(

@@ -8,6 +8,7 @@ whose samples on the validation set have the highest mean reward is kept.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from rest_jax import errors, files, keys, processes
 from rest_jax.data import batches
-from rest_jax.objectives import filters
+from rest_jax.objectives import filters, statistics
 from rest_jax.phases import grow_set as grow_sets
 from rest_jax.phases import reward_model
 from rest_jax.phases.evaluate import mean_reward
@@ -73,7 +74,7 @@ def trainer_config(workspace: Workspace, name: PolicyName) -> trainer.TrainerCon
 
 def _improve(workspace: Workspace, name: PolicyName, start: PolicyName) -> Mapping[str, Any]:
     experiment, settings = workspace.experiment, workspace.experiment.improve
-    grow_set = grow_sets.load_grow_set(workspace, name.grow)
+    grow_set = grow_sets.open_grow_set(workspace, name.grow)
     tau = _threshold(workspace, grow_set, name)
     pairs, story = _survivors(workspace, grow_set, tau)
     quantiles = settings.thresholds.quantiles
@@ -114,10 +115,12 @@ def _improve(workspace: Workspace, name: PolicyName, start: PolicyName) -> Mappi
 def _threshold(workspace: Workspace, grow_set: GrowSet, name: PolicyName) -> float:
     """τ of this step; τ of the first must exceed the mean reward of the Grow set (Algorithm 1)."""
     settings = workspace.experiment.improve
-    rewards = np.concatenate([grow_set.rewards, grow_set.dataset_rewards])
-    thresholds = settings.thresholds.absolute(rewards)
+    thresholds = settings.thresholds.absolute(grow_set.all_rewards)
+    seen = statistics.Summary()
+    for rewards in grow_set.all_rewards:
+        seen.add(rewards)
     try:
-        filters.check_above_mean(thresholds[0], float(rewards[np.isfinite(rewards)].mean()))
+        filters.check_above_mean(thresholds[0], seen.mean)
     except errors.ConfigError as error:
         if settings.require_above_mean:
             raise
@@ -129,32 +132,29 @@ def _survivors(workspace: Workspace, grow_set: GrowSet, tau: float) -> tuple[Tok
     """The pairs of the union D_g ∪ D that pass, and the numbers to tell of it."""
     settings = workspace.experiment.improve
     examples = workspace.split("train")
-    usable = ~grow_set.truncated if settings.drop_truncated else np.ones(len(grow_set.rewards), bool)
-    rewards = np.where(usable, grow_set.rewards, np.nan)
-    of_samples = filters.keep(rewards, grow_set.example_ids, tau, allow_empty=True)
+    of_samples = grow_set.survivors(tau, settings.drop_truncated)
+    counts = of_samples.counts
     of_dataset = filters.keep(grow_set.dataset_rewards, examples.ids, tau, allow_empty=True)
     kept_dataset = of_dataset.mask if settings.filter_dataset else np.ones(len(examples), bool)
-    if not of_samples.kept and not kept_dataset.any():
-        everything = np.concatenate([rewards, grow_set.dataset_rewards])
-        filters.keep(everything, np.concatenate([grow_set.example_ids, examples.ids]), tau)
-    kept = np.flatnonzero(of_samples.mask)
+    if not counts.kept and not kept_dataset.any():
+        usable = grow_set.usable_rewards(settings.drop_truncated)
+        both = statistics.Chunks(lambda: itertools.chain(usable, [grow_set.dataset_rewards]))
+        raise filters.nothing_kept(both, tau)
     row_of_id = {example_id: row for row, example_id in enumerate(examples.ids.tolist())}
-    rows = np.array([row_of_id[example_id] for example_id in grow_set.example_ids[kept].tolist()], np.int64)
-    samples = TokenPairs(
-        grow_set.example_ids[kept], examples.tokens.sources.take(rows), grow_set.tokens.take(kept)
-    )
+    rows = np.array([row_of_id[example_id] for example_id in of_samples.example_ids.tolist()], np.int64)
+    samples = TokenPairs(of_samples.example_ids, examples.tokens.sources.take(rows), of_samples.tokens)
     dataset = examples.tokens.take(np.flatnonzero(kept_dataset))
     story = {
         "threshold": float(tau),
-        "kept": int(of_samples.kept + kept_dataset.sum()),
-        "samples": int(of_samples.total),
+        "kept": int(counts.kept + kept_dataset.sum()),
+        "samples": counts.total,
         "dataset": len(examples),
-        "kept_samples": int(of_samples.kept),
+        "kept_samples": counts.kept,
         "kept_dataset": int(kept_dataset.sum()),
-        "truncated_left_out": int((~usable).sum()),
-        "sources": of_samples.sources,
-        "sources_with_none": of_samples.sources_with_none,
-        "mean_kept_reward": None if not of_samples.kept else float(of_samples.mean_kept),
+        "truncated_left_out": of_samples.truncated_left_out,
+        "sources": counts.sources,
+        "sources_with_none": counts.sources_with_none,
+        "mean_kept_reward": None if not counts.kept else counts.mean_kept,
     }
     return _joined(samples, dataset), story
 

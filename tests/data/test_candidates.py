@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -265,7 +266,8 @@ def test_page_checksums_find_flips_even_without_the_digest(store):
         flipped = bytearray(content)
         flipped[position] ^= 1
         try:
-            table = shards.read_table(bytes(flipped), candidate_shard.SCHEMA, "shard")
+            source = pa.BufferReader(bytes(flipped))
+            table = shards.ShardFile(source, candidate_shard.SCHEMA, "shard").read()
         except errors.IntegrityError:
             found += 1
         else:  # a bit of the page's header that says nothing of its content
@@ -460,8 +462,8 @@ def test_a_seal_with_a_hole_in_its_shards_is_refused(store):
 
 def test_only_one_shard_is_read_at_a_time(store, monkeypatch):
     opened = []
-    original = shards.read_sealed
-    monkeypatch.setattr(shards, "read_sealed", lambda *args: opened.append(args[2]) or original(*args))
+    original = shards.verified
+    monkeypatch.setattr(shards, "verified", lambda *args: opened.append(args[2]) or original(*args))
     stream = candidates.read_shards(store)
     assert opened == []
     for count, _ in enumerate(stream, start=1):

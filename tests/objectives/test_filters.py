@@ -94,6 +94,39 @@ def test_report_against_plain_python(rewards, tau, data):
     json.dumps(report.facts(), allow_nan=False)
 
 
+@given(st.lists(_REWARD, min_size=1, max_size=30), st.floats(0, 1), st.data())
+def test_a_filter_of_pieces_counts_what_the_whole_one_does(rewards, tau, data):
+    ids = np.sort(data.draw(st.lists(st.integers(0, 5), min_size=len(rewards), max_size=len(rewards))))
+    cuts = data.draw(st.lists(st.integers(0, len(rewards)), max_size=4).map(sorted))
+    whole = filters.keep(np.array(rewards), ids, tau, allow_empty=True)
+    streamed = filters.StreamedFilter(tau)
+    pieces = zip(np.split(np.array(rewards), cuts), np.split(ids, cuts), strict=True)
+    mask = np.concatenate([streamed(*piece) for piece in pieces])
+    np.testing.assert_array_equal(mask, whole.mask)
+    for name in ("kept", "total", "missing", "sources", "sources_with_none"):
+        assert getattr(streamed, name) == getattr(whole, name), name
+    assert streamed.mean_kept == pytest.approx(whole.mean_kept, rel=1e-12, nan_ok=True)
+
+
+def test_a_filter_of_pieces_needs_sorted_sources_and_a_number():
+    for ids in ([2, 1], [1, 2]):
+        streamed = filters.StreamedFilter(0.5)
+        streamed(np.ones(1), np.array([2]))
+        with pytest.raises(ValueError, match="not sorted by their source"):
+            streamed(np.ones(2), np.array(ids))
+    with pytest.raises(ValueError, match=r"\(2,\) rewards for \(3,\)"):
+        filters.StreamedFilter(0.5)(np.ones(2), np.ones(3, np.int64))
+    with pytest.raises(errors.ConfigError, match="NaN"):
+        filters.StreamedFilter(math.nan)
+
+
+def test_the_error_of_pieces_is_that_of_the_whole():
+    rewards = np.linspace(0, 0.93, 1000)
+    with pytest.raises(errors.DataError) as raised:
+        filters.keep(rewards, np.arange(1000), 0.95)
+    assert str(filters.nothing_kept(np.array_split(rewards, 7), 0.95)) == str(raised.value)
+
+
 def test_nothing_kept_is_an_error_with_the_largest_reward():
     rewards = np.linspace(0, 0.93, 1000)
     with pytest.raises(errors.DataError, match=r"threshold 0\.95 keeps 0 of 1000 \(max reward 0\.93; quant"):

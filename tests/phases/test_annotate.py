@@ -5,7 +5,7 @@ import sacrebleu
 
 from rest_jax import errors, files
 from rest_jax.phases import annotate
-from rest_jax.phases.grow_set import dataset_rewards, load_grow_set
+from rest_jax.phases.grow_set import dataset_rewards, open_grow_set
 from tests.phases import places
 from tests.phases.places import FIRST_ID
 
@@ -22,7 +22,7 @@ def place(tmp_path):
 
 def test_each_sample_is_scored_against_the_reference_of_its_source(place):
     annotate.annotate(place, 1)
-    found = load_grow_set(place, 1).rewards
+    (found,) = open_grow_set(place, 1).rewards
     references = ["target 0", "target 0", "target 2", "target 2"]
     for reward, text, reference in zip(found, TEXTS, references, strict=True):
         expected = sacrebleu.sentence_chrf(text, [reference]).score / 100

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from rest_jax import files
 from rest_jax.phases import grow
 from tests.phases import places
 
@@ -53,3 +54,17 @@ def test_an_example_keeps_its_text_and_tokens(tmp_path):
     for row, example_id in enumerate(examples.ids - places.FIRST_ID):
         assert examples.sources[row] == f"source {example_id}"
         assert examples.tokens.sources[row].tolist() == [10 + example_id, 1]
+
+
+def test_a_grow_step_states_the_policy_and_the_sampling_that_it_comes_from(finished_run):
+    """In the seal and in the record of each shard, so that a shard taken elsewhere explains itself."""
+    for grow_step, policy in ((1, "bc"), (2, "g1_i2")):
+        folder = finished_run / "grow" / f"g{grow_step}"
+        facts = files.read_seal(folder).facts
+        assert facts["policy"] == policy
+        assert facts["policy_digest"] == files.read_seal(finished_run / "policy" / policy).digest
+        assert {"temperature", "top_k", "top_p"} <= set(facts["sampling"])
+        assert facts["rows"] == facts["sources"] * facts["samples_per_source"]
+        origin = {name: facts[name] for name in ("policy", "policy_digest", "sampling", "samples_per_source")}
+        records = [files.read_json(path) for path in folder.glob("samples-*.json")]
+        assert records and all(record["origin"] == origin for record in records)

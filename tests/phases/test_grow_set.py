@@ -3,7 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rest_jax.phases import grow_set
+from rest_jax.data import shards
+from rest_jax.phases import grow_set, grow_summary
+from rest_jax.phases.grow_set import open_grow_set
 from rest_jax.types import RaggedTokens
 from tests.phases import places
 from tests.phases.places import FIRST_ID
@@ -29,16 +31,23 @@ def test_parts_are_joined_in_order():
 
 
 def test_a_grow_set_is_what_the_store_holds(place):
-    found = grow_set.load_grow_set(place, 1)
-    assert found.example_ids.tolist() == [FIRST_ID] * 4 + [FIRST_ID + 2] * 2
-    assert places.lists(found.tokens) == [[100 + k, 1] for k in range(6)]
-    assert found.truncated.tolist() == [False, True, False, False, False, True]
-    np.testing.assert_array_equal(found.rewards, [0.91, 0.11, 0.91, 0.5, NAN, 0.3])
+    found = open_grow_set(place, 1)
+    everything = found.survivors(-1.0, drop_truncated=False)  # but for the missing reward
+    assert everything.example_ids.tolist() == [FIRST_ID] * 4 + [FIRST_ID + 2]
+    assert places.lists(everything.tokens) == [[100 + k, 1] for k in (0, 1, 2, 3, 5)]
+    assert (everything.counts.total, everything.counts.missing, everything.truncated_left_out) == (6, 1, 0)
+    whole = found.survivors(-1.0, drop_truncated=True)
+    assert places.lists(whole.tokens) == [[100 + k, 1] for k in (0, 2, 3)]
+    assert (whole.counts.total, whole.counts.missing, whole.truncated_left_out) == (6, 3, 2)
+    np.testing.assert_array_equal(np.concatenate([*found.rewards]), [0.91, 0.11, 0.91, 0.5, NAN, 0.3])
+    np.testing.assert_array_equal(
+        np.concatenate([*found.usable_rewards(True)]), [0.91, NAN, 0.91, 0.5, NAN, NAN]
+    )
     np.testing.assert_array_equal(found.dataset_rewards, [0.95, 0.95, NAN])
 
 
 def test_a_summary_counts_what_is_there(place):
-    found = grow_set.summarise(place, 1)
+    found = grow_summary.summarise(place, 1)
     counts = {
         key: found[key] for key in ("grow", "samples", "sources", "truncated", "empty", "missing_rewards")
     }
@@ -52,7 +61,7 @@ def test_a_summary_counts_what_is_there(place):
 
 
 def test_a_histogram_has_every_reward_that_there_is(place):
-    histogram = grow_set.summarise(place, 1)["histogram"]
+    histogram = grow_summary.summarise(place, 1)["histogram"]
     edges = np.array(histogram["edges"])
     assert len(edges) == len(histogram["samples"]) + 1 == len(histogram["dataset"]) + 1 == 51
     assert (edges[0], edges[-1]) == (0.0, 1.0)
@@ -61,7 +70,7 @@ def test_a_histogram_has_every_reward_that_there_is(place):
 
 
 def test_examples_show_the_best_and_the_worst_once_each(place):
-    shown = {example["id"]: example for example in grow_set.summarise(place, 1)["examples"]}
+    shown = {example["id"]: example for example in grow_summary.summarise(place, 1)["examples"]}
     assert set(shown) == {FIRST_ID, FIRST_ID + 2}
     first, last = shown[FIRST_ID], shown[FIRST_ID + 2]
     assert (first["source"], first["reference"]) == ("source 0", "target 0")
@@ -72,3 +81,44 @@ def test_examples_show_the_best_and_the_worst_once_each(place):
     ]
     assert first["worst"] == []
     assert [(s["text"], s["reward"]) for s in last["best"]] == [("", 0.3)]  # a missing reward is not ranked
+
+
+@pytest.mark.parametrize("group", [1, 7, 64, 10_000])
+def test_row_groups_do_not_show_in_the_results(tmp_path, monkeypatch, group):
+    """Rows in any row groups, sources cut in two among them, against NumPy on all rows at once."""
+    monkeypatch.setattr(shards, "ROW_GROUP_ROWS", group)
+    rng = np.random.default_rng(7)
+    sources, times = 20, 11
+    ids = np.repeat(FIRST_ID + np.sort(rng.choice(30, sources, replace=False)), times)
+    texts = [f"text {k}" for k in rng.integers(0, 6, len(ids))]
+    truncated = rng.random(len(ids)) < 0.2
+    rewards = np.where(rng.random(len(ids)) < 0.1, NAN, rng.integers(0, 40, len(ids)) / 40)
+    of_dataset = rng.random(30)
+    place = places.workspace(tmp_path)
+    places.put_text(place, train=places.made_up(30))
+    places.put_grow(place, ids, np.tile(np.arange(times), sources), texts, truncated)
+    places.put_rewards(place, rewards, of_dataset)
+    finite = rewards[np.isfinite(rewards)]
+
+    found = grow_summary.summarise(place, 1)
+    assert (found["samples"], found["sources"]) == (len(ids), sources)
+    assert found["duplicates"] == len(ids) - len(set(zip(ids.tolist(), texts, strict=True)))
+    assert (found["truncated"], found["missing_rewards"]) == (truncated.sum(), len(ids) - len(finite))
+    assert found["reward"]["mean"] == pytest.approx(finite.mean(), rel=1e-14)
+    for share, value in found["reward"]["quantiles"].items():
+        assert value == np.quantile(finite, float(share))
+    np.testing.assert_array_equal(
+        found["histogram"]["samples"], np.histogram(finite, found["histogram"]["edges"])[0]
+    )
+    assert len(found["examples"]) == 8
+
+    d_g = open_grow_set(place, 1)
+    np.testing.assert_array_equal(np.concatenate([*d_g.all_rewards]), np.concatenate([rewards, of_dataset]))
+    for drop in (False, True):
+        rows = np.flatnonzero((rewards > 0.8) & ~(truncated & drop))
+        survivors = d_g.survivors(0.8, drop)
+        np.testing.assert_array_equal(survivors.example_ids, ids[rows])
+        assert places.lists(survivors.tokens) == [[100 + row, 1] for row in rows]
+        assert survivors.counts.sources == sources
+        assert survivors.counts.sources_with_none == sources - len(np.unique(ids[rows]))
+        assert survivors.counts.mean_kept == pytest.approx(rewards[rows].mean(), rel=1e-14)

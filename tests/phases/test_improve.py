@@ -7,7 +7,7 @@ import pytest
 
 from rest_jax import errors
 from rest_jax.phases import improve
-from rest_jax.phases.grow_set import load_grow_set
+from rest_jax.phases.grow_set import open_grow_set
 from rest_jax.phases.lineage import PolicyName
 from tests.phases import places
 from tests.phases.places import FIRST_ID
@@ -31,7 +31,7 @@ def a_place(tmp_path, *bindings: str, rewards=REWARDS, of_dataset=OF_DATASET, tr
 
 
 def survivors(place, tau: float):
-    return improve._survivors(place, load_grow_set(place, 1), tau)
+    return improve._survivors(place, open_grow_set(place, 1), tau)
 
 
 def test_the_union_is_filtered_strictly(tmp_path):
@@ -96,19 +96,19 @@ def test_the_first_threshold_must_exceed_the_mean(tmp_path):
         with pytest.raises(
             errors.ConfigError, match="first threshold 0.6 is not above the mean reward 0.675"
         ):
-            improve._threshold(place, load_grow_set(place, 1), name)
+            improve._threshold(place, open_grow_set(place, 1), name)
 
 
 def test_one_switch_turns_that_into_a_warning(tmp_path, capsys):
     place = a_place(tmp_path, "ThresholdSchedule.values=(0.6, 0.7)", "ImproveConfig.require_above_mean=False")
-    assert improve._threshold(place, load_grow_set(place, 1), PolicyName(1, 2)) == 0.7
+    assert improve._threshold(place, open_grow_set(place, 1), PolicyName(1, 2)) == 0.7
     assert "warning: first threshold 0.6 is not above the mean reward 0.675" in capsys.readouterr().err
 
 
 def test_quantiles_are_of_samples_and_data_together(tmp_path):
     """Sorted: 0.2 0.5 0.8 0.8 0.85 0.9; two thirds of them are at most 0.8."""
     place = a_place(tmp_path, "ThresholdSchedule.quantiles=(0.65, 0.8)")
-    grow_set = load_grow_set(place, 1)
+    grow_set = open_grow_set(place, 1)
     assert improve._threshold(place, grow_set, PolicyName(1, 1)) == 0.8
     assert improve._threshold(place, grow_set, PolicyName(1, 2)) == 0.85
 
