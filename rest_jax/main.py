@@ -68,6 +68,7 @@ def _start_processes(arguments: Arguments) -> None:
         jax.distributed.initialize(
             arguments.coordinator_address, arguments.process_count, arguments.process_index
         )
+    _keep_compiled_programs()
     names = ("jax_default_prng_impl", "jax_threefry_partitionable")
     settings = {name: getattr(jax.config, name) for name in names}
     if settings != {"jax_default_prng_impl": "threefry2x32", "jax_threefry_partitionable": True}:
@@ -76,6 +77,19 @@ def _start_processes(arguments: Arguments) -> None:
             where="JAX configuration",
             remedy="Unset JAX_DEFAULT_PRNG_IMPL and JAX_THREEFRY_PARTITIONABLE: samples must be reproducible",
         )
+
+
+def _keep_compiled_programs() -> None:
+    """Compiled programs are kept from one start to the next, unless the user says where or forbids it.
+
+    JAX goes by a digest of the program, its own version and the machine, and compiles anew where the folder
+    cannot be read or written.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "rest_jax" / "programs"))
 
 
 # Each verb imports what it needs when it runs, so that `--help`, `report` and `doctor` start at once and

@@ -1,0 +1,108 @@
+"""What the sampler is said to take, against what XLA allots and what a process really takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rest_jax import keys
+from rest_jax.generation import translator as translators
+from rest_jax.generation.memory import sampler_memory
+from rest_jax.generation.sampler import SamplingConfig
+from rest_jax.generation.translator import DecodeBatching, Translator
+from rest_jax.network.config import T5Config
+from rest_jax.network.init import abstract_params, init_params
+from rest_jax.network.mesh import unbox, use_mesh
+from rest_jax.types import EOS_ID, RaggedTokens
+from tests.generation.small import one_device
+
+ROOT = Path(__file__).parents[2]
+CONFIG = T5Config(
+    vocab_size=1000, emb_dim=64, num_heads=4, head_dim=16, mlp_dim=128,
+    num_encoder_layers=2, num_decoder_layers=2, dropout_rate=0.0,
+)  # fmt: skip
+# Web Domain's thousand samples a source, and a source of 500 tokens among shorter ones.
+CASES = {
+    "1000 samples": (DecodeBatching(source_lengths=(16,)), 1000, 32, 16),
+    "500 tokens": (DecodeBatching(source_batch=8, source_lengths=(16, 512)), 50, 32, 500),
+    "neither": (DecodeBatching(source_lengths=(32,)), 8, 64, 32),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_it_is_a_little_more_than_xla_allots(case):
+    batching, num_samples, max_length, source_length = CASES[case]
+    sampling = SamplingConfig(max_length=max_length)
+    predicted = sampler_memory(CONFIG, batching, sampling, num_samples, source_length).total
+    queue, bucket = batching.queue_sources(num_samples), batching.source_lengths[-1]
+    program = translators._sample_program(
+        CONFIG, sampling, num_samples, batching.tiling(num_samples), None, one_device()
+    )
+    shape = jax.ShapeDtypeStruct
+    params = jax.tree.map(lambda leaf: shape(leaf.shape, leaf.dtype), unbox(abstract_params(CONFIG)))
+    halves = (shape((queue,), jnp.uint32),) * 2
+    span = (shape((), jnp.uint32),) * 2
+    key = jax.eval_shape(lambda: keys.stream_key(0, keys.Stream.GROW))
+    with use_mesh(one_device()):
+        lowered = program.lower(
+            params, shape((queue, bucket), jnp.int32), shape((queue,), bool), halves, key, span
+        )
+        found = lowered.compile().memory_analysis()
+    allotted = found.argument_size_in_bytes + found.output_size_in_bytes + found.temp_size_in_bytes
+    assert allotted <= predicted <= 2 * allotted
+
+
+_SAMPLE = """
+import json, resource, sys
+from tests.generation.test_memory import really_sample
+print(json.dumps(really_sample(sys.argv[1])))
+"""
+
+
+def really_sample(case: str) -> dict[str, int]:
+    """Samples a few sources; what was predicted, and by how much the process grew, in bytes."""
+    import resource
+
+    batching, num_samples, max_length, source_length = CASES[case]
+    sampling = SamplingConfig(max_length=max_length)
+    translator = Translator(CONFIG, init_params(CONFIG, jax.random.key(0)), one_device(), batching)
+    sources = RaggedTokens.from_lists([[*range(3, 2 + n), EOS_ID] for n in (source_length, 9, source_length)])
+    short = translator.sample(
+        sources.take([1]), np.array([1]), 1, jax.random.key(0), SamplingConfig(max_length=2)
+    )
+    assert len(short.tokens) == 1
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    drawn = translator.sample(sources, np.arange(3), num_samples, jax.random.key(0), sampling)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    predicted = sampler_memory(CONFIG, batching, sampling, num_samples, source_length).total
+    return {"samples": len(drawn.tokens), "grown": grown * 1024, "predicted": predicted}
+
+
+@pytest.mark.parametrize("case", ["1000 samples", "500 tokens"])
+def test_a_process_takes_no_more_than_was_predicted(case):
+    """The allowance is for the compiler, whose own memory is not the sampler's."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", _SAMPLE, case]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["samples"] == 3 * CASES[case][1]
+    assert found["grown"] <= found["predicted"] + 150 * 2**20
+
+
+def test_parts_add_up_and_are_told():
+    memory = sampler_memory(CONFIG, DecodeBatching(), SamplingConfig(max_length=32), 100, 16)
+    assert memory.total == (
+        memory.parameters + memory.prefixes + memory.sources + memory.step + memory.samples
+    )
+    assert "prefixes" in str(memory) and "MiB a device" in str(memory)
+    halved = sampler_memory(CONFIG, DecodeBatching(), SamplingConfig(max_length=32), 100, 16, model_ways=2)
+    assert halved.parameters == memory.parameters // 2 and halved.prefixes < memory.prefixes
