@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow and TensorStore speak only of errors
 
@@ -87,9 +87,10 @@ def _keep_compiled_programs() -> None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None and jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config  # its attributes are made at run time
+    if settings.jax_compilation_cache_dir is None and settings.jax_enable_compilation_cache:
         home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(home) / "rest_jax" / "programs"))
+        settings.update("jax_compilation_cache_dir", str(Path(home) / "rest_jax" / "programs"))
 
 
 # Each verb imports what it needs when it runs, so that `--help`, `report` and `doctor` start at once and
