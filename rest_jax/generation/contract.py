@@ -153,6 +153,7 @@ class Decoded:
         length penalty.
       rows_computed_D: int32, in sampling: how many rows each device put through the decoder to get there; as
         many as there are tokens where no two samples of a source begin alike. None in search.
+      slots_computed_D: likewise, with the slots of its tiles that were left empty.
     """
 
     tokens_SxNxT: jax.Array
@@ -161,6 +162,7 @@ class Decoded:
     finished_SxN: jax.Array
     scores_SxN: jax.Array
     rows_computed_D: jax.Array | None = None
+    slots_computed_D: jax.Array | None = None
 
 
 def mask_unused(logits: jax.Array, allowed_vocab_size: int | None = None) -> jax.Array:

@@ -28,7 +28,7 @@ from rest_jax.generation.sampler import Distributions, SamplingConfig
 from rest_jax.network.decoding import PrefixRows
 from rest_jax.types import EOS_ID, PAD_ID, Params
 
-SHORTEST_MEMORY = 16  # positions a step looks back to at the least; each longer memory is twice as long
+SHORTEST_MEMORY = 8  # positions a step looks back to at the least; each longer memory is twice as long
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +88,7 @@ class _Loop(NamedTuple):
     next_source: jax.Array  # int32: first of the queue that has had no lane yet
     encoded: Any  # leaves [E, ...]: the part of the queue in which it is, encoded
     rows_computed: jax.Array
+    slots_computed: jax.Array
     lanes: _Lanes
     pool: Any
     output: _Output
@@ -209,6 +210,7 @@ def _start(problem: _Problem) -> _Loop:
         next_source=jnp.int32(0),
         encoded=encoded,
         rows_computed=jnp.int32(0),
+        slots_computed=jnp.int32(0),
         lanes=_Lanes(
             queue_index_K=zeros(lanes),
             sources=jax.tree.map(lambda leaf: jnp.zeros((lanes, *leaf.shape[1:]), leaf.dtype), encoded),
@@ -239,6 +241,7 @@ def _result(problem: _Problem, last: _Loop) -> Decoded:
         finished_SxN=last.output.finished_QN.reshape(shape[:2]),
         scores_SxN=jnp.sum(log_probs, axis=-1),
         rows_computed_D=last.rows_computed[None],
+        slots_computed_D=last.slots_computed[None],
     )
 
 
@@ -278,6 +281,7 @@ def _advance(problem: _Problem, used: jax.Array, loop: _Loop) -> _Loop:
     tokens_KxN = drawn.tokens_M.reshape(shape)
     return loop._replace(
         rows_computed=loop.rows_computed + tile.num_rows,
+        slots_computed=loop.slots_computed + jnp.asarray(widths)[size],
         lanes=_after(problem, lanes, tile, tokens_KxN),
         pool=jax.tree.map(lambda pool, new: pool.at[tile.places_R].set(new, mode="drop"), loop.pool, entries),
         output=_written(problem, loop.output, lanes, tile, drawn),
@@ -354,8 +358,6 @@ def _rows(problem: _Problem, lanes: _Lanes, tile: _Tile, length: int, width: int
         positions_R=lanes.positions_KxN.reshape(-1)[samples_R],
         ancestors_RxT=ancestors_MxT[samples_R],
         lanes_R=samples_R // problem.num_samples,
-        first_K=tile.first_K,
-        width=min(width, problem.num_samples),
     )
 
 

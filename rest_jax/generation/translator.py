@@ -35,7 +35,7 @@ Progress = Callable[[int], None]
 
 # Lanes of the sampler for each row of a tile, times N: enough that a tile is full most of the time although
 # samples share rows, and rows of a tile are of about the same length.
-_SAMPLES_PER_ROW = 6
+_SAMPLES_PER_ROW = 9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,9 +248,8 @@ class _Collector:
         number = min(decoded.tokens_SxNxT.shape[1], self.num_samples - first_sample)
         if decoded.rows_computed_D is not None:
             self._rows_computed += int(np.sum(decoded.rows_computed_D))
-        kept = jax.tree.map(
-            lambda x: np.asarray(x)[: len(rows), :number], dataclasses.replace(decoded, rows_computed_D=None)
-        )
+        decoded = dataclasses.replace(decoded, rows_computed_D=None, slots_computed_D=None)
+        kept = jax.tree.map(lambda x: np.asarray(x)[: len(rows), :number], decoded)
         here = (rows, slice(first_sample, first_sample + number))
         used = kept.tokens_SxNxT != PAD_ID
         if not np.all(np.isfinite(kept.log_probs_SxNxT)):

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from rest_jax.network.config import T5Config
-from rest_jax.network.decoding import PrefixRows
 from rest_jax.network.layers import Dense, Initializer, attention_init, compiled, constrain, dropout
 
 MASKED_LOGIT = -1e10
+_ROWS_IN_CACHE = 32
 
 
 @functools.cache
@@ -152,48 +153,79 @@ class Attention(nn.Module):
         Returns:
           [R, E], and the position's own key and value, each [R, H * D].
         """
-        rows, length = ancestors_RxT.shape
-        query = constrain(self._heads(self.query(x_RxE)), "batch", "heads", "kv")
-        own = self.key(x_RxE), self.value(x_RxE)
-
-        def before(leaf: jax.Array) -> jax.Array:
-            return self._heads(jnp.take(leaf, ancestors_RxT, axis=0, mode="clip"))
-
-        def itself(leaf: jax.Array) -> jax.Array:
-            return constrain(self._heads(leaf), "batch", "heads", "kv")
-
-        kind = {"preferred_element_type": jnp.float32}
-        logits = jnp.concatenate(
-            [
-                jnp.einsum("rhd,rthd->rht", query, before(pool[0]), **kind),
-                jnp.einsum("rhd,rhd->rh", query, itself(own[0]), **kind)[..., None],
-            ],
-            axis=-1,
-        )
-        mask = jnp.concatenate([mask_RxT, jnp.ones((rows, 1), bool)], axis=-1)[:, None]
-        weights = attention_weights(logits + bias_RxHxT1, mask).astype(query.dtype)
-        attended = jnp.einsum("rht,rthd->rhd", weights[..., :length], before(pool[1]))
-        attended = attended + weights[..., length:] * itself(own[1])
-        return self.out(attended.reshape(rows, -1)), own
+        query, own = self.query(x_RxE), (self.key(x_RxE), self.value(x_RxE))
+        attend = functools.partial(_attend_to_prefix, pool, self.config.num_heads)
+        operands = (query, *own, ancestors_RxT, mask_RxT, bias_RxHxT1)
+        return self.out(_in_parts(attend, operands)), own
 
     def cross_rows(
-        self,
-        x_RxE: jax.Array,
-        key_KxHxLxD: jax.Array,
-        value_KxHxLxD: jax.Array,
-        mask_KxL: jax.Array,
-        rows: PrefixRows,
+        self, x_RxE: jax.Array, source: tuple[jax.Array, jax.Array, jax.Array], lanes_R: jax.Array
     ) -> jax.Array:
-        """Lets R prefixes look at the sources of their K lanes: [R, E]."""
-        query = self._heads(rows.by_lane(self.query(x_RxE)))
-        logits = jnp.einsum("kwhd,khld->khwl", query, key_KxHxLxD, preferred_element_type=jnp.float32)
-        weights = attention_weights(logits, mask_KxL[:, None, None, :]).astype(value_KxHxLxD.dtype)
-        attended = jnp.einsum("khwl,khld->kwhd", weights, value_KxHxLxD)
-        return self.out(rows.by_row(attended.reshape(*attended.shape[:2], -1)))
+        """Lets R prefixes look at the sources of their lanes: [R, E].
+
+        Args:
+          x_RxE: their inputs.
+          source: keys and values [K, H, L, D] and mask, bool [K, L], of the K sources in work.
+          lanes_R: int32, which of them each row looks at.
+        """
+        attend = functools.partial(_attend_to_source, source)
+        return self.out(_in_parts(attend, (self.query(x_RxE), lanes_R)))
 
     def _rows(self, dense: nn.Module, x_SxNxE: jax.Array) -> jax.Array:
         sources, samples, width = x_SxNxE.shape
         return dense(x_SxNxE.reshape(sources * samples, width)).reshape(sources, samples, -1)
+
+
+def _attend_to_prefix(
+    pool: tuple[jax.Array, jax.Array],
+    heads: int,
+    query_RxJ: jax.Array,
+    key_RxJ: jax.Array,
+    value_RxJ: jax.Array,
+    ancestors_RxT: jax.Array,
+    mask_RxT: jax.Array,
+    bias_RxHxT1: jax.Array,
+) -> jax.Array:
+    """What R positions see of themselves and of their ancestors in the pool: [R, J], J = H * D."""
+    rows, length = ancestors_RxT.shape
+
+    def split(x: jax.Array) -> jax.Array:
+        return x.reshape(*x.shape[:-1], heads, -1)
+
+    query, own_key, own_value = split(query_RxJ), split(key_RxJ), split(value_RxJ)
+    keys, values = (split(jnp.take(leaf, ancestors_RxT, axis=0, mode="clip")) for leaf in pool)
+    before = jnp.einsum("rhd,rthd->rht", query, keys, preferred_element_type=jnp.float32)
+    itself = jnp.einsum("rhd,rhd->rh", query, own_key, preferred_element_type=jnp.float32)
+    logits = jnp.concatenate([before, itself[..., None]], axis=-1) + bias_RxHxT1
+    mask = jnp.concatenate([mask_RxT, jnp.ones((rows, 1), bool)], axis=-1)[:, None]
+    weights = attention_weights(logits, mask).astype(query.dtype)
+    # A sum and not a product of matrices, for which XLA's CPU compiler would transpose the values first.
+    weights_RxTxH = jnp.swapaxes(weights[..., :length], 1, 2)
+    attended = jnp.sum(weights_RxTxH[..., None] * values, axis=1, dtype=jnp.float32).astype(query.dtype)
+    return (attended + weights[..., length:] * own_value).reshape(rows, -1)
+
+
+def _attend_to_source(
+    source: tuple[jax.Array, jax.Array, jax.Array], query_RxJ: jax.Array, lanes_R: jax.Array
+) -> jax.Array:
+    """What R positions see of the sources of their lanes: [R, J], J = H * D."""
+    keys, values, mask = (jnp.take(of_lanes, lanes_R, axis=0, mode="clip") for of_lanes in source)
+    query = query_RxJ.reshape(len(lanes_R), keys.shape[1], -1)
+    logits = jnp.einsum("rhd,rhld->rhl", query, keys, preferred_element_type=jnp.float32)
+    weights = attention_weights(logits, mask[:, None, :]).astype(values.dtype)
+    return jnp.einsum("rhl,rhld->rhd", weights, values).reshape(query_RxJ.shape)
+
+
+def _in_parts(work: Callable[..., jax.Array], operands: tuple[jax.Array, ...]) -> jax.Array:
+    """Rows of operands through `work`; on a CPU a few at a time, whose keys and values stay in its cache.
+
+    All at once takes three times as long there: XLA gives each layer a piece of memory of its own.
+    """
+    rows = len(operands[0])
+    if jax.default_backend() != "cpu" or rows <= _ROWS_IN_CACHE or rows % _ROWS_IN_CACHE:
+        return work(*operands)
+    parts = jax.tree.map(lambda x: x.reshape(-1, _ROWS_IN_CACHE, *x.shape[1:]), operands)
+    return jax.lax.map(lambda part: work(*part), parts).reshape(rows, -1)
 
 
 def _write(cache_SxNxHxTxD: jax.Array, new_SxNxHxD: jax.Array, position: jax.Array) -> jax.Array:

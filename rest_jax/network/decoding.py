@@ -97,32 +97,15 @@ def empty_pool(config: T5Config, num_prefixes: int) -> PrefixPool:
 class PrefixRows:
     """R distinct prefixes that go one position further together, whatever their lengths and sources.
 
-    Rows of one lane (one source) stand side by side.
-
     Attributes:
       tokens_R: int32, the last token of each prefix (PAD, the start symbol, where it is empty).
       positions_R: int32, tokens before that one.
       ancestors_RxT: int32, places in the pool of the positions 0 .. positions - 1; what stands behind them
         names any place of the pool and is not looked at.
-      lanes_R: int32, the lane of each row, which says its source.
-      first_K: int32, the first row of each lane.
-      width: W, rows that one lane can have at the most.
+      lanes_R: int32, which of the K sources in work each row belongs to.
     """
 
     tokens_R: jax.Array
     positions_R: jax.Array
     ancestors_RxT: jax.Array
     lanes_R: jax.Array
-    first_K: jax.Array
-    width: int = dataclasses.field(metadata={"static": True})
-
-    def by_lane(self, x_RxE: jax.Array) -> jax.Array:
-        """Rows brought together by lane, [K, W, E]; beyond a lane's rows stand those of others."""
-        rows_KxW = self.first_K[:, None] + jnp.arange(self.width)
-        return jnp.take(x_RxE, rows_KxW, axis=0, mode="clip")
-
-    def by_row(self, x_KxWxE: jax.Array) -> jax.Array:
-        """The inverse of `by_lane`, [R, E]."""
-        within_R = jnp.arange(len(self.lanes_R)) - self.first_K[self.lanes_R]
-        flat = x_KxWxE.reshape(-1, x_KxWxE.shape[-1])
-        return jnp.take(flat, self.lanes_R * self.width + within_R, axis=0, mode="clip")

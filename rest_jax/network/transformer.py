@@ -6,8 +6,6 @@ the policy, with logits over the vocabulary.
 
 from __future__ import annotations
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -110,7 +108,7 @@ class DecoderLayer(nn.Module):
         )
         x = x_RxE + attended
         normed = self.pre_cross_attention_layer_norm(x)
-        x = x + self.encoder_decoder_attention.cross_rows(normed, *source, rows)
+        x = x + self.encoder_decoder_attention.cross_rows(normed, source, rows.lanes_R)
         return x + self.mlp(self.pre_mlp_layer_norm(x)), own
 
 
@@ -207,15 +205,7 @@ class Decoder(nn.Module):
         keys, values = [], []
         for i, layer in enumerate(self.layers):
             looked_at = (lanes.keys[i], lanes.values[i], lanes.mask)
-            # Without the barrier XLA reads the ancestors of all layers first, which no cache holds.
-            x, ancestors = jax.lax.optimization_barrier((x, rows.ancestors_RxT))
-            x, (key, value) = layer.step_rows(
-                x,
-                (pool.keys[i], pool.values[i]),
-                looked_at,
-                dataclasses.replace(rows, ancestors_RxT=ancestors),
-                bias_RxHxT1,
-            )
+            x, (key, value) = layer.step_rows(x, (pool.keys[i], pool.values[i]), looked_at, rows, bias_RxHxT1)
             keys.append(key)
             values.append(value)
         return self.decoder_norm(x), PrefixPool(keys=tuple(keys), values=tuple(values))
