@@ -12,11 +12,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow and TensorStore speak only of errors
 
 from rest_jax import errors  # noqa: E402
+
+if TYPE_CHECKING:
+    from rest_jax.phases.experiment import Experiment
 
 Arguments = argparse.Namespace
 _COLUMNS = 120  # of the table where no terminal says how wide it is
@@ -38,26 +41,43 @@ class Verb(NamedTuple):
     flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
 
 
-def _with_workspace(work: Callable[..., None]) -> Callable[[Arguments], None]:
-    """Builds and checks the experiment, locks the run folder, then works."""
+def _with_workspace(work: Callable[..., None], takes_shard: bool = False) -> Callable[[Arguments], None]:
+    """Builds and checks the experiment, locks the run folder, then works.
+
+    Several jobs (`SHARD`) may hold the folder at a time; config.gin is that of the whole runs.
+    """
 
     def run(arguments: Arguments) -> None:
         from rest_jax import files, gin_setup, processes
         from rest_jax.phases import workspace as workspaces
 
-        experiment = gin_setup.load_experiment(
-            arguments.gin_file, arguments.bindings, arguments.gin_search_paths
-        )
+        experiment = _load_experiment(arguments, takes_shard)
         _start_processes(arguments)
         workspace = workspaces.Workspace(experiment)
         if not processes.is_lead():
             work(workspace, arguments)
             return
-        with files.run_lock(workspace.run_dir):
-            files.write_text(workspace.run_dir / "config.gin", gin_setup.operative_config())
+        job = experiment.job
+        with files.run_lock(workspace.run_dir, None if job is None else job.address):
+            if job is None:
+                files.write_text(workspace.run_dir / "config.gin", gin_setup.operative_config())
             work(workspace, arguments)
 
     return run
+
+
+def _load_experiment(arguments: Arguments, takes_shard: bool = False) -> Experiment:
+    """The experiment of the gin settings; `SHARD` is refused where the verb cannot be shared out."""
+    from rest_jax import gin_setup
+
+    experiment = gin_setup.load_experiment(arguments.gin_file, arguments.bindings, arguments.gin_search_paths)
+    if experiment.shard is not None and not takes_shard:
+        raise errors.ConfigError(
+            f"{arguments.verb} is not shared out among jobs, and SHARD = {experiment.shard!r}",
+            where="SHARD",
+            remedy="Leave SHARD out: only grow and annotate take it",
+        )
+    return experiment
 
 
 def _start_processes(arguments: Arguments) -> None:
@@ -155,16 +175,10 @@ def _report(arguments: Arguments) -> None:
 
 def _run_folder(arguments: Arguments) -> Path:
     """The run folder from the command line, else from the gin settings."""
-    if arguments.run is not None:
-        folder = Path(arguments.run)
-    else:
-        from rest_jax import gin_setup
-
-        loaded = gin_setup.load_experiment(arguments.gin_file, arguments.bindings, arguments.gin_search_paths)
-        folder = Path(loaded.model_dir)
+    folder = Path(_load_experiment(arguments).model_dir if arguments.run is None else arguments.run)
     if not folder.is_dir():
         raise errors.MissingInputError(
-            f"no run folder {folder}", where="report", remedy="Name the MODEL_DIR of a run"
+            f"no run folder {folder}", where=arguments.verb, remedy="Name the MODEL_DIR of a run"
         )
     return folder
 
@@ -267,14 +281,14 @@ VERBS: dict[str, Verb] = {
         "samples N translations of each source from the latest policy",
         "RUN/data, RUN/policy",
         "RUN/grow/gG",
-        _with_workspace(_grow),
+        _with_workspace(_grow, takes_shard=True),
         _grow_flags,
     ),
     "annotate": Verb(
         "scores the samples of a Grow step with the reward",
         "RUN/grow/gG, RUN/reward",
         "RUN/grow/gG/rewards",
-        _with_workspace(_annotate),
+        _with_workspace(_annotate, takes_shard=True),
         _grow_flags,
     ),
     "improve": Verb(
