@@ -173,6 +173,34 @@ def _report(arguments: Arguments) -> None:
     _print_report(_run_folder(arguments))
 
 
+def _verify(arguments: Arguments) -> None:
+    import dataclasses
+    import secrets
+
+    from rest_jax import processes
+    from rest_jax.phases import verify
+    from rest_jax.phases.workspace import Workspace
+
+    if arguments.run is not None and not arguments.gin_file:
+        config = _run_folder(arguments) / "config.gin"
+        if not config.is_file():
+            raise errors.MissingInputError(
+                f"no file {config}", where="verify", remedy="Give the settings of the run with --gin_file"
+            )
+        arguments.gin_file = [str(config)]
+    experiment = _load_experiment(arguments)
+    _start_processes(arguments)
+    # The folder may have been moved since, or be named from another working folder.
+    run_dir = arguments.run or experiment.model_dir
+    seed = secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
+    workspace = Workspace(dataclasses.replace(experiment, model_dir=str(run_dir)))
+    for line in verify.verify(workspace, arguments.grow_step, arguments.share, seed):
+        if processes.is_lead():
+            print(line, flush=True)
+    if processes.is_lead():
+        print(f"verified {workspace.run_dir}; --seed={seed} chooses the same sources again")
+
+
 def _run_folder(arguments: Arguments) -> Path:
     """The run folder from the command line, else from the gin settings."""
     folder = Path(_load_experiment(arguments).model_dir if arguments.run is None else arguments.run)
@@ -258,6 +286,13 @@ def _report_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", help="run folder (default: MODEL_DIR of the gin settings)")
 
 
+def _verify_flags(parser: argparse.ArgumentParser) -> None:
+    _report_flags(parser)
+    parser.add_argument("--grow_step", type=int, default=None, help="draw of this g alone (default: all)")
+    parser.add_argument("--share", type=float, default=0.01, help="share of the sources (default 0.01)")
+    parser.add_argument("--seed", type=int, default=None, help="chooses the sources (default: new each time)")
+
+
 VERBS: dict[str, Verb] = {
     "vocab": Verb(
         "trains the vocabulary and tokenises the corpus",
@@ -317,6 +352,13 @@ VERBS: dict[str, Verb] = {
         "RUN/report/index.html, RUN/report/summary.json",
         _report,
         _report_flags,
+    ),
+    "verify": Verb(
+        "compares every sealed file with its seal, and draws a share of the samples again",
+        "RUN; its settings from RUN/config.gin, unless --gin_file gives others",
+        "nothing",
+        _verify,
+        _verify_flags,
     ),
     "translate": Verb(
         "translates text, a sentence a line",
