@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow and TensorStore speak only of errors
 
-from rest_jax import errors  # noqa: E402
+from rest_jax import errors, flags  # noqa: E402
 
 if TYPE_CHECKING:
     from rest_jax.phases.experiment import Experiment
@@ -211,13 +211,32 @@ def _run_folder(arguments: Arguments) -> Path:
     return folder
 
 
-def _print_report(run_dir: Path) -> None:
+def _inspect(arguments: Arguments) -> None:
+    from rest_jax.report import inspection
+
+    run_dir = _run_folder(arguments)
+    wanted = inspection.Wanted(arguments.grow_step, arguments.source, arguments.search, arguments.limit)
+    console = _console()
+    if arguments.html is not None:
+        inspection.write_page(run_dir, wanted, Path(arguments.html))
+        console.print(f"page: {arguments.html}", soft_wrap=True, markup=False, highlight=False)
+        return
+    for view in inspection.views(run_dir, wanted, console.width):
+        console.print(view, highlight=False)
+
+
+def _console():
+    """Standard output, wide enough for a table where no terminal says how wide it is."""
     from rich.console import Console
 
+    return Console() if sys.stdout.isatty() else Console(width=_COLUMNS)
+
+
+def _print_report(run_dir: Path) -> None:
     from rest_jax.report import build
 
     paths = build.build_report(run_dir)
-    console = Console() if sys.stdout.isatty() else Console(width=_COLUMNS)
+    console = _console()
     console.print(build.steps_table(run_dir))
     console.print(f"report: {paths.index_html}", soft_wrap=True)
 
@@ -251,48 +270,6 @@ def _import(workspace, arguments: Arguments) -> None:
     exchange.import_policy(workspace, arguments.format, Path(arguments.input))
 
 
-def _grow_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--grow_step", type=int, default=1, help="g, from 1 (default 1)")
-
-
-def _improve_flags(parser: argparse.ArgumentParser) -> None:
-    _grow_flags(parser)
-    parser.add_argument("--improve_step", type=int, default=1, help="i, from 1 (default 1)")
-
-
-def _policy_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policy", default="bc", help="bc, g1_i2 … (default bc)")
-
-
-def _translate_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policy", default=None, help="bc, g1_i2 … (default: the newest of the run)")
-    parser.add_argument("--input", default="-", help="text, one sentence a line (default: standard input)")
-    parser.add_argument("--output", default="-", help="where to write (default: standard output)")
-    parser.add_argument("--decoder", choices=("greedy", "beam", "sample"), default="greedy")
-
-
-def _export_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policy", default=None, help="bc, g1_i2 … (default: the newest of the run)")
-    parser.add_argument("--format", choices=("hf",), default="hf")
-    parser.add_argument("--output", required=True, help="folder to write")
-
-
-def _import_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=("hf", "t5x"), default="hf")
-    parser.add_argument("--input", required=True, help="folder to read")
-
-
-def _report_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="?", help="run folder (default: MODEL_DIR of the gin settings)")
-
-
-def _verify_flags(parser: argparse.ArgumentParser) -> None:
-    _report_flags(parser)
-    parser.add_argument("--grow_step", type=int, default=None, help="draw of this g alone (default: all)")
-    parser.add_argument("--share", type=float, default=0.01, help="share of the sources (default 0.01)")
-    parser.add_argument("--seed", type=int, default=None, help="chooses the sources (default: new each time)")
-
-
 VERBS: dict[str, Verb] = {
     "vocab": Verb(
         "trains the vocabulary and tokenises the corpus",
@@ -317,28 +294,28 @@ VERBS: dict[str, Verb] = {
         "RUN/data, RUN/policy",
         "RUN/grow/gG",
         _with_workspace(_grow, takes_shard=True),
-        _grow_flags,
+        flags.grow,
     ),
     "annotate": Verb(
         "scores the samples of a Grow step with the reward",
         "RUN/grow/gG, RUN/reward",
         "RUN/grow/gG/rewards",
         _with_workspace(_annotate, takes_shard=True),
-        _grow_flags,
+        flags.grow,
     ),
     "improve": Verb(
         "filters by the threshold and fine-tunes on what is left",
         "RUN/grow/gG, RUN/policy",
         "RUN/policy/gG_iI",
         _with_workspace(_improve),
-        _improve_flags,
+        flags.improve,
     ),
     "evaluate": Verb(
         "measures a policy: mean reward, BLEU and chrF with intervals",
         "RUN/data, RUN/policy, RUN/reward",
         "RUN/eval",
         _with_workspace(_evaluate),
-        _policy_flags,
+        flags.policy,
     ),
     "rest": Verb(
         "does all of the above: Algorithm 1 with G Grow and I Improve steps, then the report",
@@ -351,35 +328,42 @@ VERBS: dict[str, Verb] = {
         "RUN",
         "RUN/report/index.html, RUN/report/summary.json",
         _report,
-        _report_flags,
+        flags.report,
+    ),
+    "inspect": Verb(
+        "shows the samples of Grow: rewards, thresholds, flags, and the sources themselves",
+        "RUN/grow, RUN/policy/*/improve.json",
+        "nothing, or the page that --html names",
+        _inspect,
+        flags.inspect,
     ),
     "verify": Verb(
         "compares every sealed file with its seal, and draws a share of the samples again",
         "RUN; its settings from RUN/config.gin, unless --gin_file gives others",
         "nothing",
         _verify,
-        _verify_flags,
+        flags.verify,
     ),
     "translate": Verb(
         "translates text, a sentence a line",
         "RUN/vocab, RUN/policy, text",
         "text",
         _with_workspace(_translate),
-        _translate_flags,
+        flags.translate,
     ),
     "export": Verb(
         "writes a policy as a Hugging Face T5 checkpoint",
         "RUN/vocab, RUN/policy",
         "a folder that transformers loads",
         _with_workspace(_export),
-        _export_flags,
+        flags.export,
     ),
     "import": Verb(
         "takes a Hugging Face or T5X checkpoint as the BC policy of a run",
         "a Hugging Face or T5X folder",
         "RUN/policy/bc",
         _with_workspace(_import),
-        _import_flags,
+        flags.import_,
     ),
     "doctor": Verb("says what was found here and what is missing", "this machine", "nothing", _doctor),
 }
