@@ -19,6 +19,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow and TensorStore
 from rest_jax import errors, flags  # noqa: E402
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from rest_jax.phases.experiment import Experiment
 
 Arguments = argparse.Namespace
@@ -225,7 +227,7 @@ def _inspect(arguments: Arguments) -> None:
         console.print(view, highlight=False)
 
 
-def _console():
+def _console() -> Console:
     """Standard output, wide enough for a table where no terminal says how wide it is."""
     from rich.console import Console
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -109,7 +110,11 @@ def test_three_jobs_and_a_whole_run_leave_what_one_run_leaves(copied_run, finish
     assert [process.returncode for process in together] == [0, 0], said
     assert shards_in(folder, "samples") == [0, 1, 5, 6, 7]
     assert not (folder / files.SEAL_NAME).exists()
-    last = tiny.tiny("grow", copied_run, corpus, '--gin.SHARD="2/3"')
+    middle = '--gin.SHARD="2/3"'
+    point = {"REST_JAX_FAILPOINT": "after-shard:samples-00003-of-00008.parquet"}
+    assert tiny.tiny("grow", copied_run, corpus, middle, env=point).returncode == -signal.SIGKILL
+    assert shards_in(folder, "samples") == [0, 1, 2, 5, 6, 7]
+    last = tiny.tiny("grow", copied_run, corpus, middle)
     assert last.returncode == 0, last.stderr
     assert "job 2 of 3: its 3 of 8 shards are committed, and so are all others" in last.stderr
     assert "`rest-jax grow` without SHARD" in last.stderr
