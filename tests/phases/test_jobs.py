@@ -127,7 +127,7 @@ def test_three_jobs_and_a_whole_run_leave_what_one_run_leaves(copied_run, finish
     # The rewards were deleted with the samples; jobs make them, too, one without the other.
     one = tiny.tiny("annotate", copied_run, corpus, '--gin.SHARD="2/2"')
     assert one.returncode == 0, one.stderr
-    assert "4 of other jobs are not yet" in one.stderr
+    assert "its 4 of 8 shards are committed, 4 others are not yet" in one.stderr
     assert shards_in(folder / "rewards" / "learned", "rewards") == [4, 5, 6, 7]
     rest = tiny.tiny("annotate", copied_run, corpus)
     assert rest.returncode == 0, rest.stderr
