@@ -74,7 +74,5 @@ def what_is_left(job: Job, made: int, left: int, total: int, verb: str) -> str:
     """
     done = f"{job}: its {made} of {total} shards are committed"
     if left:
-        return (
-            f"{done}, {left} others are not yet; `rest-jax {verb}` without SHARD makes them and seals"
-        )
+        return f"{done}, {left} others are not yet; `rest-jax {verb}` without SHARD makes them and seals"
     return f"{done}, and so are all others; `rest-jax {verb}` without SHARD verifies and seals"

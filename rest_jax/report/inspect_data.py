@@ -1,7 +1,7 @@
 """What `inspect` counts in a Grow step: samples, rewards, survivors of the thresholds, flags, duplicates.
 
-Floor 7. It goes through the shards once and holds one of them at a time, so a Grow step of any size can be
-looked at. It reads files only, samples that have no rewards yet as well as those that have several.
+Floor 7. It goes through the row groups once and holds one of them at a time, so a Grow step of any size can
+be looked at. It reads files only, samples that have no rewards yet as well as those that have several.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from rest_jax import errors, files
 from rest_jax.data import candidates
-from rest_jax.data.candidate_shard import CandidateShard
+from rest_jax.data.candidate_shard import CandidateShard, from_table
 from rest_jax.report.run_files import improve_of
 
 BINS = 50
@@ -30,6 +31,7 @@ FLAGS = {
     "repeated_ngram": "repeats a phrase within itself",
     "no_round_trip": "its text encodes to other tokens",
 }
+_REWARD = "reward of "  # and its name: a column beside those of the samples
 FLAG_COLUMNS = ("truncated", "empty", "copy_of_source", "repeated_ngram", "round_trip")
 
 
@@ -202,10 +204,28 @@ def count(number: int, folder: Path) -> GrowCounts:
 
 
 def pieces(folder: Path, names: Sequence[str], columns: Sequence[str]) -> Iterator[Piece]:
-    """The samples of a sealed Grow step with these rewards, a shard at a time and verified."""
-    scored = [candidates.read_scored(folder, name, columns=()) for name in names]
-    for samples, *others in zip(candidates.read_shards(folder, columns), *scored, strict=True):
-        yield Piece(samples, {name: rewards for name, (_, rewards) in zip(names, others, strict=True)})
+    """The samples of a sealed Grow step with these rewards, about a row group at a time and verified.
+
+    The samples of a source may lie in two row groups; those at the end of one wait for the next.
+    """
+    held: pa.Table | None = None
+    for batch in candidates.CandidateReader(folder, names).batches(columns):
+        table = batch.table
+        for name in names:
+            table = table.append_column(_REWARD + name, pa.array(batch.rewards[name], pa.float64()))
+        table = table if held is None else pa.concat_tables([held, table])
+        ids = table["example_id"].to_numpy()
+        complete = int(np.searchsorted(ids, ids[-1])) if len(ids) else 0
+        held = table.slice(complete)
+        if complete:
+            yield _piece(table.slice(0, complete), names)
+    if held is not None and held.num_rows:
+        yield _piece(held, names)
+
+
+def _piece(table: pa.Table, names: Sequence[str]) -> Piece:
+    rewards = {name: table[_REWARD + name].to_numpy() for name in names}
+    return Piece(from_table(table.drop_columns([_REWARD + name for name in names])), rewards)
 
 
 def reward_names(folder: Path) -> list[str]:

@@ -1,6 +1,6 @@
 """The sources that `inspect` shows, with their samples by reward: by id, by text, found, or evenly chosen.
 
-Floor 7. Shards are gone through one at a time; what is kept is what is shown.
+Floor 7. Row groups are gone through one at a time; what is kept is what is shown.
 """
 
 from __future__ import annotations

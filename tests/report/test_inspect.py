@@ -200,22 +200,37 @@ def test_rewards_outside_the_range_are_counted_apart():
 
 
 @pytest.mark.parametrize("wanted", [{}, {"search": "sample"}, {"source": "source 11"}])
-def test_no_more_than_the_shard_at_hand_is_kept(run_dir, monkeypatch, wanted):
-    """The shard before is still there while the next is read, and none before that."""
+def test_no_more_than_the_row_group_at_hand_is_kept(run_dir, monkeypatch, wanted):
+    """The one before is still there while the next is read, and none before that."""
     alive: list[weakref.ref] = []
     most = 0
-    read = candidates.read_shards
+    read = candidates.CandidateReader.batches
 
-    def watched(*arguments):
+    def watched(self, *arguments):
         nonlocal most
-        for shard in read(*arguments):
-            alive.append(weakref.ref(shard))
+        for batch in read(self, *arguments):
+            alive.append(weakref.ref(batch))
             most = max(most, sum(reference() is not None for reference in alive))
-            yield shard
+            yield batch
 
-    monkeypatch.setattr(candidates, "read_shards", watched)
+    monkeypatch.setattr(candidates.CandidateReader, "batches", watched)
     shown(run_dir, **wanted)
     assert len(alive) == SHARDS and most <= 2
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 7])
+def test_a_source_whose_samples_lie_in_several_row_groups_is_one(run_dir, monkeypatch, rows):
+    whole = shown(run_dir), shown(run_dir, source="source 7"), shown(run_dir, search="of 1")
+    read = candidates.CandidateReader.batches
+
+    def cut(self, *arguments):
+        for batch in read(self, *arguments):
+            for first in range(0, len(batch), rows):
+                rewards = {name: values[first : first + rows] for name, values in batch.rewards.items()}
+                yield candidates.Batch(batch.table.slice(first, rows), rewards, batch.read)
+
+    monkeypatch.setattr(candidates.CandidateReader, "batches", cut)
+    assert (shown(run_dir), shown(run_dir, source="source 7"), shown(run_dir, search="of 1")) == whole
 
 
 # In a terminal.
