@@ -17,14 +17,16 @@ import os
 import shutil
 import socket
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from rest_jax import errors
 
 SEAL_NAME = "SEAL.json"
 IDENTITY_NAME = "IDENTITY.json"
+_LOCK_NAME = ".lock"
 
 
 def failpoint(name: str) -> None:
@@ -230,20 +232,30 @@ def claim(folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> str:
     Raises:
       ConfigError: the folder holds output of another identity; the message lists what differs.
     """
+    if (Path(folder) / IDENTITY_NAME).exists():
+        return check_claim(folder, identity)
+    wanted = json.loads(canonical_json(identity))
+    write_json(Path(folder) / IDENTITY_NAME, wanted)
+    return digest_of(wanted)
+
+
+def check_claim(folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> str:
+    """Compares the mark of a folder with an identity, writing nothing, and returns the identity's digest.
+
+    Raises:
+      MissingInputError: the folder has no mark.
+      ConfigError: the folder holds output of another identity; the message lists what differs.
+    """
     base = Path(folder)
     wanted = json.loads(canonical_json(identity))
-    path = base / IDENTITY_NAME
-    if path.exists():
-        found = read_json(path)
-        if found != wanted:
-            keys = sorted(_differences(found, wanted))
-            shown = ", ".join(keys[:6]) + (" …" if len(keys) > 6 else "")
-            raise errors.ConfigError(
-                f"{base} was made with another configuration or other inputs; differing: {shown}",
-                remedy="Use a new MODEL_DIR, restore the old values, or delete the folder to make it anew",
-            )
-    else:
-        write_json(path, wanted)
+    found = read_json(base / IDENTITY_NAME)
+    if found != wanted:
+        keys = sorted(_differences(found, wanted))
+        shown = ", ".join(keys[:6]) + (" …" if len(keys) > 6 else "")
+        raise errors.ConfigError(
+            f"{base} was made with another configuration or other inputs; differing: {shown}",
+            remedy="Use a new MODEL_DIR, restore the old values, or delete the folder to make it anew",
+        )
     return digest_of(wanted)
 
 
@@ -266,32 +278,99 @@ def clear_folder(folder: str | os.PathLike[str]) -> None:
 
 
 @contextlib.contextmanager
-def run_lock(run_dir: str | os.PathLike[str]) -> Iterator[None]:
+def run_lock(run_dir: str | os.PathLike[str], job: tuple[int, int] | None = None) -> Iterator[None]:
     """Holds a run folder for this process; the lock ends with the process, however that ends.
+
+    Args:
+      run_dir: the run folder.
+      job: (number, count) of one of several jobs that may work in it at a time. Jobs of one division share
+        the folder; a whole run excludes them, and so does a job of another division, whose shards would
+        overlap with theirs.
 
     Raises:
       LockedError: another live process holds it; the message says which.
       OutputError: the folder cannot be made or written.
     """
     base = Path(run_dir)
-    try:
-        base.mkdir(parents=True, exist_ok=True)
-        handle = open(base / ".lock", "a+", encoding="utf-8")  # noqa: SIM115 (held for the whole run)
-    except OSError as error:
-        raise output_error(error, base) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            handle.seek(0)
-            holder = handle.read().strip() or "unknown"
-            raise errors.LockedError(
-                f"{base} is in use by another run ({holder})",
-                remedy="Wait for it or stop it, or choose another MODEL_DIR",
-            ) from error
-        handle.truncate(0)
-        handle.write(f"pid {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
+    with contextlib.ExitStack() as held:
+        if job is None:
+            whole = held.enter_context(_lock_file(base / _LOCK_NAME))
+            if not _taken(whole, fcntl.LOCK_EX):
+                raise _locked(base, ", ".join(_live_jobs(base).values()) or _holder(whole))
+            _sign(whole)
+        else:
+            # Its own lock first: whoever is refused because of the shared one finds the job's name in it.
+            own_path = base / f"{_LOCK_NAME}.job-{job[0]}-of-{job[1]}"
+            own = held.enter_context(_lock_file(own_path))
+            if not _taken(own, fcntl.LOCK_EX):
+                raise _locked(base, _holder(own))
+            _sign(own, f"job {job[0]} of {job[1]}, ")
+            others = [
+                who for path, who in _live_jobs(base).items() if not path.name.endswith(f"-of-{job[1]}")
+            ]
+            if others:
+                raise _locked(base, ", ".join(others))
+            whole = held.enter_context(_lock_file(base / _LOCK_NAME))
+            if not _taken(whole, fcntl.LOCK_SH):
+                raise _locked(base, _holder(whole))
         yield
-    finally:
-        handle.close()
+
+
+@contextlib.contextmanager
+def turn(run_dir: str | os.PathLike[str]) -> Iterator[None]:
+    """Waits for its turn at what all jobs of a run share; a turn takes moments, and ends with its process."""
+    with _lock_file(Path(run_dir) / f"{_LOCK_NAME}.turn") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _lock_file(path: Path) -> Iterator[TextIO]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = open(path, "a+", encoding="utf-8")  # noqa: SIM115 (held as long as the lock)
+    except OSError as error:
+        raise output_error(error, path.parent) from error
+    with handle:
+        yield handle
+
+
+def _taken(handle: TextIO, kind: int) -> bool:
+    """Takes a lock without waiting for its holder, but for the instant in which `_live_jobs` looks at it."""
+    for pause in (0.05, 0.05, 0.0):
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            time.sleep(pause)
+    return False
+
+
+def _live_jobs(base: Path) -> dict[Path, str]:
+    """The locks of jobs that a live process holds, with what it wrote there; our own among them."""
+    live = {}
+    for path in sorted(base.glob(f"{_LOCK_NAME}.job-*")):
+        with _lock_file(path) as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                live[path] = _holder(handle)
+    return live
+
+
+def _sign(handle: TextIO, what: str = "") -> None:
+    handle.truncate(0)
+    handle.write(f"{what}pid {os.getpid()} on {socket.gethostname()}")
+    handle.flush()
+
+
+def _holder(handle: TextIO) -> str:
+    handle.seek(0)
+    return handle.read().strip() or "unknown"
+
+
+def _locked(base: Path, holder: str) -> errors.LockedError:
+    return errors.LockedError(
+        f"{base} is in use by another run ({holder})",
+        remedy="Wait for it or stop it, or choose another MODEL_DIR",
+    )

@@ -12,11 +12,16 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow and TensorStore speak only of errors
 
-from rest_jax import errors  # noqa: E402
+from rest_jax import errors, flags  # noqa: E402
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rest_jax.phases.experiment import Experiment
 
 Arguments = argparse.Namespace
 _COLUMNS = 120  # of the table where no terminal says how wide it is
@@ -38,26 +43,43 @@ class Verb(NamedTuple):
     flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None
 
 
-def _with_workspace(work: Callable[..., None]) -> Callable[[Arguments], None]:
-    """Builds and checks the experiment, locks the run folder, then works."""
+def _with_workspace(work: Callable[..., None], takes_shard: bool = False) -> Callable[[Arguments], None]:
+    """Builds and checks the experiment, locks the run folder, then works.
+
+    Several jobs (`SHARD`) may hold the folder at a time; config.gin is that of the whole runs.
+    """
 
     def run(arguments: Arguments) -> None:
         from rest_jax import files, gin_setup, processes
         from rest_jax.phases import workspace as workspaces
 
-        experiment = gin_setup.load_experiment(
-            arguments.gin_file, arguments.bindings, arguments.gin_search_paths
-        )
+        experiment = _load_experiment(arguments, takes_shard)
         _start_processes(arguments)
         workspace = workspaces.Workspace(experiment)
         if not processes.is_lead():
             work(workspace, arguments)
             return
-        with files.run_lock(workspace.run_dir):
-            files.write_text(workspace.run_dir / "config.gin", gin_setup.operative_config())
+        job = experiment.job
+        with files.run_lock(workspace.run_dir, None if job is None else job.address):
+            if job is None:
+                files.write_text(workspace.run_dir / "config.gin", gin_setup.operative_config())
             work(workspace, arguments)
 
     return run
+
+
+def _load_experiment(arguments: Arguments, takes_shard: bool = False) -> Experiment:
+    """The experiment of the gin settings; `SHARD` is refused where the verb cannot be shared out."""
+    from rest_jax import gin_setup
+
+    experiment = gin_setup.load_experiment(arguments.gin_file, arguments.bindings, arguments.gin_search_paths)
+    if experiment.shard is not None and not takes_shard:
+        raise errors.ConfigError(
+            f"{arguments.verb} is not shared out among jobs, and SHARD = {experiment.shard!r}",
+            where="SHARD",
+            remedy="Leave SHARD out: only grow and annotate take it",
+        )
+    return experiment
 
 
 def _start_processes(arguments: Arguments) -> None:
@@ -153,29 +175,70 @@ def _report(arguments: Arguments) -> None:
     _print_report(_run_folder(arguments))
 
 
+def _verify(arguments: Arguments) -> None:
+    import dataclasses
+    import secrets
+
+    from rest_jax import processes
+    from rest_jax.phases import verify
+    from rest_jax.phases.workspace import Workspace
+
+    if arguments.run is not None and not arguments.gin_file:
+        config = _run_folder(arguments) / "config.gin"
+        if not config.is_file():
+            raise errors.MissingInputError(
+                f"no file {config}", where="verify", remedy="Give the settings of the run with --gin_file"
+            )
+        arguments.gin_file = [str(config)]
+    experiment = _load_experiment(arguments)
+    _start_processes(arguments)
+    # The folder may have been moved since, or be named from another working folder.
+    run_dir = arguments.run or experiment.model_dir
+    seed = secrets.randbelow(2**32) if arguments.seed is None else arguments.seed
+    workspace = Workspace(dataclasses.replace(experiment, model_dir=str(run_dir)))
+    for line in verify.verify(workspace, arguments.grow_step, arguments.share, seed):
+        if processes.is_lead():
+            print(line, flush=True)
+    if processes.is_lead():
+        print(f"verified {workspace.run_dir}; --seed={seed} chooses the same sources again")
+
+
 def _run_folder(arguments: Arguments) -> Path:
     """The run folder from the command line, else from the gin settings."""
-    if arguments.run is not None:
-        folder = Path(arguments.run)
-    else:
-        from rest_jax import gin_setup
-
-        loaded = gin_setup.load_experiment(arguments.gin_file, arguments.bindings, arguments.gin_search_paths)
-        folder = Path(loaded.model_dir)
+    folder = Path(_load_experiment(arguments).model_dir if arguments.run is None else arguments.run)
     if not folder.is_dir():
         raise errors.MissingInputError(
-            f"no run folder {folder}", where="report", remedy="Name the MODEL_DIR of a run"
+            f"no run folder {folder}", where=arguments.verb, remedy="Name the MODEL_DIR of a run"
         )
     return folder
 
 
-def _print_report(run_dir: Path) -> None:
+def _inspect(arguments: Arguments) -> None:
+    from rest_jax.report import inspection
+
+    run_dir = _run_folder(arguments)
+    wanted = inspection.Wanted(arguments.grow_step, arguments.source, arguments.search, arguments.limit)
+    console = _console()
+    if arguments.html is not None:
+        inspection.write_page(run_dir, wanted, Path(arguments.html))
+        console.print(f"page: {arguments.html}", soft_wrap=True, markup=False, highlight=False)
+        return
+    for view in inspection.views(run_dir, wanted, console.width):
+        console.print(view, highlight=False)
+
+
+def _console() -> Console:
+    """Standard output, wide enough for a table where no terminal says how wide it is."""
     from rich.console import Console
 
+    return Console() if sys.stdout.isatty() else Console(width=_COLUMNS)
+
+
+def _print_report(run_dir: Path) -> None:
     from rest_jax.report import build
 
     paths = build.build_report(run_dir)
-    console = Console() if sys.stdout.isatty() else Console(width=_COLUMNS)
+    console = _console()
     console.print(build.steps_table(run_dir))
     console.print(f"report: {paths.index_html}", soft_wrap=True)
 
@@ -209,41 +272,6 @@ def _import(workspace, arguments: Arguments) -> None:
     exchange.import_policy(workspace, arguments.format, Path(arguments.input))
 
 
-def _grow_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--grow_step", type=int, default=1, help="g, from 1 (default 1)")
-
-
-def _improve_flags(parser: argparse.ArgumentParser) -> None:
-    _grow_flags(parser)
-    parser.add_argument("--improve_step", type=int, default=1, help="i, from 1 (default 1)")
-
-
-def _policy_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policy", default="bc", help="bc, g1_i2 … (default bc)")
-
-
-def _translate_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policy", default=None, help="bc, g1_i2 … (default: the newest of the run)")
-    parser.add_argument("--input", default="-", help="text, one sentence a line (default: standard input)")
-    parser.add_argument("--output", default="-", help="where to write (default: standard output)")
-    parser.add_argument("--decoder", choices=("greedy", "beam", "sample"), default="greedy")
-
-
-def _export_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--policy", default=None, help="bc, g1_i2 … (default: the newest of the run)")
-    parser.add_argument("--format", choices=("hf",), default="hf")
-    parser.add_argument("--output", required=True, help="folder to write")
-
-
-def _import_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--format", choices=("hf", "t5x"), default="hf")
-    parser.add_argument("--input", required=True, help="folder to read")
-
-
-def _report_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", nargs="?", help="run folder (default: MODEL_DIR of the gin settings)")
-
-
 VERBS: dict[str, Verb] = {
     "vocab": Verb(
         "trains the vocabulary and tokenises the corpus",
@@ -267,29 +295,29 @@ VERBS: dict[str, Verb] = {
         "samples N translations of each source from the latest policy",
         "RUN/data, RUN/policy",
         "RUN/grow/gG",
-        _with_workspace(_grow),
-        _grow_flags,
+        _with_workspace(_grow, takes_shard=True),
+        flags.grow,
     ),
     "annotate": Verb(
         "scores the samples of a Grow step with the reward",
         "RUN/grow/gG, RUN/reward",
         "RUN/grow/gG/rewards",
-        _with_workspace(_annotate),
-        _grow_flags,
+        _with_workspace(_annotate, takes_shard=True),
+        flags.grow,
     ),
     "improve": Verb(
         "filters by the threshold and fine-tunes on what is left",
         "RUN/grow/gG, RUN/policy",
         "RUN/policy/gG_iI",
         _with_workspace(_improve),
-        _improve_flags,
+        flags.improve,
     ),
     "evaluate": Verb(
         "measures a policy: mean reward, BLEU and chrF with intervals",
         "RUN/data, RUN/policy, RUN/reward",
         "RUN/eval",
         _with_workspace(_evaluate),
-        _policy_flags,
+        flags.policy,
     ),
     "rest": Verb(
         "does all of the above: Algorithm 1 with G Grow and I Improve steps, then the report",
@@ -302,28 +330,42 @@ VERBS: dict[str, Verb] = {
         "RUN",
         "RUN/report/index.html, RUN/report/summary.json",
         _report,
-        _report_flags,
+        flags.report,
+    ),
+    "inspect": Verb(
+        "shows the samples of Grow: rewards, thresholds, flags, and the sources themselves",
+        "RUN/grow, RUN/policy/*/improve.json",
+        "nothing, or the page that --html names",
+        _inspect,
+        flags.inspect,
+    ),
+    "verify": Verb(
+        "compares every sealed file with its seal, and draws a share of the samples again",
+        "RUN; its settings from RUN/config.gin, unless --gin_file gives others",
+        "nothing",
+        _verify,
+        flags.verify,
     ),
     "translate": Verb(
         "translates text, a sentence a line",
         "RUN/vocab, RUN/policy, text",
         "text",
         _with_workspace(_translate),
-        _translate_flags,
+        flags.translate,
     ),
     "export": Verb(
         "writes a policy as a Hugging Face T5 checkpoint",
         "RUN/vocab, RUN/policy",
         "a folder that transformers loads",
         _with_workspace(_export),
-        _export_flags,
+        flags.export,
     ),
     "import": Verb(
         "takes a Hugging Face or T5X checkpoint as the BC policy of a run",
         "a Hugging Face or T5X folder",
         "RUN/policy/bc",
         _with_workspace(_import),
-        _import_flags,
+        flags.import_,
     ),
     "doctor": Verb("says what was found here and what is missing", "this machine", "nothing", _doctor),
 }

@@ -252,6 +252,75 @@ def test_the_lock_ends_with_a_killed_process(tmp_path):
         assert f"pid {os.getpid()} " in (tmp_path / ".lock").read_text()
 
 
+TRY = """
+from rest_jax import errors
+job = (int(sys.argv[2]), int(sys.argv[3])) if len(sys.argv) > 2 else None
+try:
+    with files.run_lock(sys.argv[1], job):
+        print("taken")
+except errors.LockedError as error:
+    print(error.exit_code, error)
+"""
+
+
+def tries(run_dir: Path, *job: int) -> str:
+    """What another process says that tries to take a run folder, whole or as a job."""
+    return python(TRY, run_dir, *map(str, job)).stdout
+
+
+def test_jobs_of_one_division_share_a_run_and_exclude_all_else(tmp_path):
+    with files.run_lock(tmp_path, (1, 3)):
+        assert tries(tmp_path, 2, 3) == "taken\n"
+        for other in ((1, 3), (2, 4), (1, 2), ()):
+            said = tries(tmp_path, *other)
+            assert said.startswith("75 "), other
+            assert f"in use by another run (job 1 of 3, pid {os.getpid()} on " in said
+        with files.run_lock(tmp_path, (3, 3)):
+            assert "job 1 of 3" in tries(tmp_path) and "job 3 of 3" in tries(tmp_path)
+    for later in ((1, 3), (2, 4), ()):
+        assert tries(tmp_path, *later) == "taken\n"
+
+
+def test_a_whole_run_excludes_jobs(tmp_path):
+    with files.run_lock(tmp_path):
+        assert f"in use by another run (pid {os.getpid()} on " in tries(tmp_path, 1, 3)
+    assert tries(tmp_path, 1, 3) == "taken\n"
+
+
+def test_the_lock_of_a_job_ends_with_it(tmp_path):
+    code = "import os\nwith files.run_lock(sys.argv[1], (1, 2)):\n    os.kill(os.getpid(), 9)"
+    assert python(code, tmp_path).returncode == -signal.SIGKILL
+    assert (tmp_path / ".lock.job-1-of-2").read_text().startswith("job 1 of 2, pid ")
+    assert tries(tmp_path) == "taken\n"
+    assert tries(tmp_path, 1, 2) == "taken\n"
+
+
+def test_processes_that_claim_one_folder_at_once_take_turns(tmp_path):
+    """Each adds one to a number that it read before; without turns some of them would be lost."""
+    (tmp_path / "count").write_text("0")
+    code = """
+for _ in range(50):
+    with files.turn(sys.argv[1]):
+        path = sys.argv[1] + "/count"
+        number = int(open(path).read())
+        open(path, "w").write(str(number + 1))
+"""
+    script = "import sys\nfrom rest_jax import files\n" + code
+    started = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT) for _ in range(3)]
+    assert [process.wait(timeout=120) for process in started] == [0, 0, 0]
+    assert (tmp_path / "count").read_text() == "150"
+
+
+def test_a_mark_is_compared_without_writing(tmp_path):
+    with pytest.raises(errors.MissingInputError, match="IDENTITY.json"):
+        files.check_claim(tmp_path, {"a": 1})
+    assert list(tmp_path.iterdir()) == []
+    digest = files.claim(tmp_path, {"a": 1})
+    assert files.check_claim(tmp_path, {"a": 1}) == digest
+    with pytest.raises(errors.ConfigError, match="differing: a"):
+        files.check_claim(tmp_path, {"a": 2})
+
+
 def test_a_run_folder_that_cannot_be_made_is_an_output_error(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(errors.OutputError, match="file/run"), files.run_lock(tmp_path / "file" / "run"):

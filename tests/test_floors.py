@@ -22,7 +22,7 @@ FLOORS = {
     "generation": 4, "rewards": 4, "metrics": 4,
     "training": 5,
     "phases": 6,
-    "main": 7, "gin_setup": 7, "rest": 7, "report": 7, "interop": 7, "doctor": 7,
+    "main": 7, "flags": 7, "gin_setup": 7, "rest": 7, "report": 7, "interop": 7, "doctor": 7,
 }  # fmt: skip
 
 # Who alone may import what.

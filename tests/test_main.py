@@ -195,7 +195,7 @@ def test_help_of_a_verb_says_what_it_reads_and_writes(capsys, verb):
 
 
 def test_the_verbs_are_those_that_are_promised():
-    assert set(main.VERBS) >= {*RUN_VERBS, "report", "doctor", "export", "import"}
+    assert set(main.VERBS) >= {*RUN_VERBS, "report", "doctor", "export", "import", "inspect", "verify"}
 
 
 @pytest.mark.parametrize(

@@ -81,9 +81,17 @@ class CandidateWriter:
         """Shards that `missing_shards` threw away, with the reason."""
         return self._shards.discarded
 
-    def missing_shards(self) -> list[int]:
-        """Verifies committed shards, throws away damaged and foreign ones, and lists those to be made."""
-        return self._shards.missing(lambda index: {"identity": self._identity})
+    def missing_shards(self, among: range | None = None) -> list[int]:
+        """Verifies committed shards, throws away damaged and foreign ones, and lists those to be made.
+
+        Args:
+          among: the shards to look at, where other jobs make the rest; None takes all.
+        """
+        return self._shards.missing(lambda index: {"identity": self._identity}, among)
+
+    def uncommitted(self) -> list[int]:
+        """Shards that are not committed yet, by whichever job."""
+        return self._shards.uncommitted()
 
     def write_shard(self, index: int, samples: CandidateShard | Iterable[CandidateShard]) -> None:
         """Sorts and commits one shard.
@@ -218,9 +226,22 @@ class RewardWriter:
         """Shards that `missing_shards` threw away, with the reason."""
         return self._shards.discarded
 
-    def missing_shards(self) -> list[int]:
-        """Verifies committed shards, throws away damaged and foreign ones, and lists those to be made."""
-        return self._shards.missing(self._origin)
+    def missing_shards(self, among: range | None = None) -> list[int]:
+        """Verifies committed shards, throws away damaged and foreign ones, and lists those to be made.
+
+        Args:
+          among: the shards to look at, where other jobs make the rest; None takes all.
+        """
+        return self._shards.missing(self._origin, among)
+
+    def uncommitted(self) -> list[int]:
+        """Shards that are not committed yet, by whichever job."""
+        return self._shards.uncommitted()
+
+    @property
+    def num_shards(self) -> int:
+        """Shards of the Grow step."""
+        return len(self._reader.shards)
 
     def samples(self, index: int, columns: Sequence[str] | None = None) -> CandidateShard:
         """The samples of a shard, verified: what is to be scored.

@@ -7,6 +7,7 @@ written and verified none passes.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,27 @@ def read_examples(path: str | os.PathLike[str]) -> Examples:
         targets=from_list_array(table["target_tokens"]),
     )
     return Examples(table["source"].to_pylist(), table["target"].to_pylist(), pairs)
+
+
+def targets_of(path: str | os.PathLike[str], ids: Sequence[int]) -> dict[int, str]:
+    """The targets of some examples of a split, by id; of the rest only a piece is in memory at a time.
+
+    Raises:
+      IntegrityError: the split is damaged.
+    """
+    found: dict[int, str] = {}
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as split:
+            for batch in split.iter_batches(columns=["id", "target"]):
+                rows = np.flatnonzero(np.isin(batch["id"].to_numpy(), np.array(ids, np.int64)))
+                chosen = batch.take(pa.array(rows))
+                found |= dict(zip(chosen["id"].to_pylist(), chosen["target"].to_pylist(), strict=True))
+    except (pa.ArrowException, OSError) as error:
+        raise errors.IntegrityError(
+            f"{path} is damaged: {error}",
+            remedy=f"Delete the folder {Path(path).parent} and run the same command again; it is made anew",
+        ) from error
+    return found
 
 
 def to_list_array(tokens: RaggedTokens) -> pa.ListArray:

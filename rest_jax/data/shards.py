@@ -60,15 +60,17 @@ class ShardFolder:
         """The commit record of a shard."""
         return self.path(index).with_suffix(".json")
 
-    def missing(self, expected: Callable[[int], Mapping[str, Any]]) -> list[int]:
+    def missing(self, expected: Callable[[int], Mapping[str, Any]], among: range | None = None) -> list[int]:
         """Verifies what is committed, throws away what is damaged or foreign, and lists what is to be made.
 
         Args:
           expected: facts that the record of shard i must state.
+          among: the shards that are the caller's own, where others make the rest at the same time: no file of
+            theirs is looked at. None takes all.
         """
-        self._delete_strays()
+        self._delete_strays(among)
         wanted = []
-        for index in range(self.count):
+        for index in range(self.count) if among is None else among:
             fault = self._fault(index, expected(index))
             if fault is None:
                 continue
@@ -108,13 +110,17 @@ class ShardFolder:
         files.write_json(record_path, {"rows": rows, "sha256": digest, "format": FORMAT, **facts()})
         files.failpoint(f"after-record:{path.name}")
 
+    def uncommitted(self) -> list[int]:
+        """Shards without a record; those that have one are not verified."""
+        return [index for index in range(self.count) if not self.record_path(index).is_file()]
+
     def records(self) -> list[Mapping[str, Any]]:
         """The commit records of all shards, in order.
 
         Raises:
           MissingInputError: a shard is not committed.
         """
-        lacking = [i for i in range(self.count) if not self.record_path(i).is_file()]
+        lacking = self.uncommitted()
         if lacking:
             raise errors.MissingInputError(
                 f"{len(lacking)} of {self.count} shards are not committed, the first {self.path(lacking[0])}",
@@ -141,8 +147,14 @@ class ShardFolder:
             return "it has other bytes than its record states"
         return None
 
-    def _delete_strays(self) -> None:
-        """Removes half-written files, and shards of a division into another number."""
+    def _delete_strays(self, among: range | None) -> None:
+        """Removes half-written files, and where all shards are ours those of another division."""
+        if among is not None:
+            for index in among:
+                for path in (self.path(index), self.record_path(index)):
+                    for stray in self.folder.glob(f".{path.name}.*.tmp"):
+                        stray.unlink(missing_ok=True)
+            return
         ours = {path(i).name for i in range(self.count) for path in (self.path, self.record_path)}
         for path in self.folder.glob(f"{self.stem}-*-of-*"):
             if path.name not in ours:

@@ -14,6 +14,7 @@ import numpy as np
 from rest_jax import files, processes
 from rest_jax.data import candidates
 from rest_jax.phases import grow_set, grow_summary, reward_model
+from rest_jax.phases.jobs import Job, what_is_left
 from rest_jax.phases.lineage import check_grow_step
 from rest_jax.phases.workspace import Workspace
 from rest_jax.rewards.protocol import checked_scores
@@ -22,11 +23,18 @@ from rest_jax.rewards.protocol import checked_scores
 def annotate(workspace: Workspace, number: int) -> None:
     """Scores D once, and the samples of a Grow step; writes the Grow step's summary.
 
+    As one of several jobs (`Experiment.shard`) it scores its share of the samples' shards only.
+
     Raises:
       ConfigError: the run has no such Grow step.
     """
     check_grow_step(number, workspace.experiment.grow_steps)
     reward = reward_model.reward_digest(workspace)
+    job = workspace.experiment.job
+    if job is not None:
+        folder, identity = workspace.grow_rewards_folder(number), _identity(workspace, number, reward)
+        workspace.run_part(folder, "annotate", identity, lambda: _score_share(workspace, number, job))
+        return
     workspace.run_step(
         workspace.dataset_rewards_folder,
         "annotate",
@@ -36,16 +44,17 @@ def annotate(workspace: Workspace, number: int) -> None:
     seal = workspace.run_step(
         workspace.grow_rewards_folder(number),
         "annotate",
-        {
-            "grow": number,
-            "reward": reward,
-            "samples": workspace.digest(workspace.grow_folder(number), "grow"),
-        },
+        _identity(workspace, number, reward),
         lambda: _score_samples(workspace, number),
         repairs_itself=True,
     )
     if processes.is_lead():
         _summarise(workspace, number, seal)
+
+
+def _identity(workspace: Workspace, number: int, reward: str) -> dict[str, Any]:
+    samples = workspace.digest(workspace.grow_folder(number), "grow")
+    return {"grow": number, "reward": reward, "samples": samples}
 
 
 def _score_dataset(workspace: Workspace) -> Mapping[str, Any]:
@@ -61,11 +70,31 @@ def _score_dataset(workspace: Workspace) -> Mapping[str, Any]:
 
 
 def _score_samples(workspace: Workspace, number: int) -> Mapping[str, Any]:
+    writer = _writer(workspace, number)
+    signature = _score_missing(workspace, number, writer, writer.missing_shards())
+    return {"signature": signature, **writer.totals()}
+
+
+def _score_share(workspace: Workspace, number: int, job: Job) -> None:
+    writer = _writer(workspace, number)
+    share = job.share(writer.num_shards)
+    _score_missing(workspace, number, writer, writer.missing_shards(share))
+    left = len(writer.uncommitted())
+    said = what_is_left(job, len(share), left, writer.num_shards, "annotate")
+    workspace.logbook.say(f"rewards of Grow {number}: {said}")
+
+
+def _writer(workspace: Workspace, number: int) -> candidates.RewardWriter:
+    return candidates.RewardWriter(workspace.grow_folder(number), workspace.experiment.reward.kind)
+
+
+def _score_missing(
+    workspace: Workspace, number: int, writer: candidates.RewardWriter, missing: list[int]
+) -> str:
+    """Scores and commits these shards; returns the reward's signature."""
     reward = reward_model.load_reward(workspace)
     examples = workspace.split("train")
     references = dict(zip(examples.ids.tolist(), examples.targets, strict=True))
-    writer = candidates.RewardWriter(workspace.grow_folder(number), workspace.experiment.reward.kind)
-    missing = writer.missing_shards()
     processes.barrier(f"annotate:{number}")
     with workspace.logbook.progress(f"rewards of Grow {number}", len(missing), unit="shards") as bar:
         for index in missing:
@@ -77,7 +106,7 @@ def _score_samples(workspace: Workspace, number: int) -> Mapping[str, Any]:
                 writer.write_shard(index, writer.samples(index, columns=()), np.concatenate(scores))
             bar.advance()
     processes.barrier(f"annotated:{number}")
-    return {"signature": reward.signature(), **writer.totals()}
+    return reward.signature()
 
 
 def _summarise(workspace: Workspace, number: int, seal: files.Seal) -> None:

@@ -15,6 +15,7 @@ from rest_jax.generation import sampler, search, translator
 from rest_jax.network import config as network_config
 from rest_jax.network import mesh
 from rest_jax.objectives import filters
+from rest_jax.phases.jobs import Job
 from rest_jax.rewards import ratings
 from rest_jax.training import trainer
 
@@ -222,6 +223,8 @@ class Experiment:
       grow_steps: G.
       decoding: the fixed shapes that sampling and search run in; part of the identity of what they make.
       mesh: how devices are arranged.
+      shard: which of several jobs this is ("2/8"), for grow and annotate; None does all. It is about one
+        command and not about the run: no identity has it.
     """
 
     model_dir: str
@@ -239,6 +242,7 @@ class Experiment:
     grow_steps: int = 1
     decoding: translator.DecodeBatching = translator.DecodeBatching()
     mesh: mesh.MeshConfig = mesh.MeshConfig()
+    shard: str | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -272,6 +276,17 @@ class Experiment:
         _require(self.grow_steps >= 1, f"grow_steps is {self.grow_steps}", "GROW_STEPS", "Give at least 1")
         _require(bool(self.model_dir), "MODEL_DIR is empty", "MODEL_DIR", "Name the run folder")
         _require(0 <= self.seed < 2**63, f"seed {self.seed} is out of range", "SEED", "Give 0 to 2**63 - 1")
+        _require(
+            self.job is None or self.job.count <= self.grow.shards,
+            f"SHARD = {self.shard!r} asks for more jobs than the {self.grow.shards} shards of a Grow step",
+            "SHARD",
+            "Start at most as many jobs as GrowConfig.shards says",
+        )
+
+    @property
+    def job(self) -> Job | None:
+        """Which of several jobs this is; None is a whole run."""
+        return None if self.shard is None else Job.parse(self.shard)
 
     @property
     def source_length(self) -> int:

@@ -8,16 +8,17 @@ sources alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rest_jax import keys, processes
 from rest_jax.data import candidates
-from rest_jax.generation.translator import Translations
+from rest_jax.generation.translator import Progress, Translations
 from rest_jax.metrics import diagnostics, words
 from rest_jax.phases.grow_set import SUMMARY_NAME
+from rest_jax.phases.jobs import Job, what_is_left
 from rest_jax.phases.lineage import PolicyName, behaviour_policy, check_grow_step
 from rest_jax.phases.texts import decode_rows, repeat_each
 from rest_jax.phases.workspace import Workspace
@@ -25,7 +26,7 @@ from rest_jax.types import EOS_ID, Examples
 
 
 def grow(workspace: Workspace, number: int) -> None:
-    """Makes `grow/gN`.
+    """Makes `grow/gN`; as one of several jobs (`Experiment.shard`) its share of the shards, without a seal.
 
     Args:
       workspace: the run.
@@ -34,24 +35,39 @@ def grow(workspace: Workspace, number: int) -> None:
     Raises:
       ConfigError: the run has no such Grow step.
     """
-    experiment = workspace.experiment
-    check_grow_step(number, experiment.grow_steps)
-    behaviour = behaviour_policy(number, experiment.improve.steps)
-    phase = "improve" if behaviour.grow else "pretrain"
+    folder, identity = workspace.grow_folder(number), grow_identity(workspace, number)
+    job = workspace.experiment.job
+    if job is not None:
+        workspace.run_part(folder, "grow", identity, lambda: _sample_share(workspace, number, job))
+        return
     workspace.run_step(
-        workspace.grow_folder(number),
+        folder,
         "grow",
-        {
-            "grow": number,
-            "settings": experiment.grow,
-            "decoding": experiment.decoding,
-            "policy": workspace.digest(workspace.policy_folder(behaviour), phase),
-            "data": workspace.digest(workspace.text_folder, "vocab"),
-        },
+        identity,
         lambda: _sample_shards(workspace, number),
         scratch=(candidates.REWARDS_FOLDER, SUMMARY_NAME),
         repairs_itself=True,
     )
+
+
+def grow_identity(workspace: Workspace, number: int) -> dict[str, Any]:
+    """What the samples of a Grow step depend on.
+
+    Raises:
+      ConfigError: the run has no such Grow step.
+      MissingInputError: the policy or the data is not there.
+    """
+    experiment = workspace.experiment
+    check_grow_step(number, experiment.grow_steps)
+    behaviour = behaviour_policy(number, experiment.improve.steps)
+    phase = "improve" if behaviour.grow else "pretrain"
+    return {
+        "grow": number,
+        "settings": experiment.grow,
+        "decoding": experiment.decoding,
+        "policy": workspace.digest(workspace.policy_folder(behaviour), phase),
+        "data": workspace.digest(workspace.text_folder, "vocab"),
+    }
 
 
 def grow_sources(workspace: Workspace, number: int) -> Examples:
@@ -68,33 +84,89 @@ def grow_sources(workspace: Workspace, number: int) -> Examples:
     return examples.take(rows[np.argsort(examples.ids[rows], kind="stable")])
 
 
-def _sample_shards(workspace: Workspace, number: int) -> Mapping[str, Any]:
+def draw(
+    workspace: Workspace, number: int, examples: Examples, progress: Progress | None = None
+) -> Translations:
+    """Samples sources from the behaviour policy as a Grow step does, row i * N + j sample j of source i.
+
+    Args:
+      workspace: the run.
+      number: g, from 1.
+      examples: n sources.
+      progress: called with the number of sources that were finished since the last call.
+    """
     experiment = workspace.experiment
-    examples = grow_sources(workspace, number)
     behaviour = behaviour_policy(number, experiment.improve.steps)
-    translator = workspace.translator(workspace.policy_params(behaviour))
-    key = keys.stream_key(experiment.seed, keys.Stream.GROW, number)
-    shards = np.array_split(np.arange(len(examples)), min(experiment.grow.shards, len(examples)))
-    origin = _origin(workspace, behaviour)
-    writer = candidates.CandidateWriter(workspace.grow_folder(number), len(shards), origin=origin)
-    missing = writer.missing_shards()
+    return workspace.translator(workspace.policy_params(behaviour)).sample(
+        examples.tokens.sources,
+        examples.ids,
+        experiment.grow.samples_per_source,
+        keys.stream_key(experiment.seed, keys.Stream.GROW, number),
+        experiment.grow.sampling,
+        progress=progress,
+    )
+
+
+def sampled_together(shard: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
+    """Which sources of a shard are to be sampled in one call so that the chosen ones get the bits they have.
+
+    At a fixed decode shape a sample has the same bits in any company, so a source needs no other beside it:
+    the chosen ones are sampled in one call, which fills the rows of its batches best.
+
+    Args:
+      shard: int64 [n], the rows of the shard's sources, in the order in which they were sampled.
+      chosen: int64 [m], some of them.
+
+    Yields:
+      int64, the rows of one call; each chosen row is in one of them.
+    """
+    yield shard[np.isin(shard, chosen)]
+
+
+class _Plan(NamedTuple):
+    """The sources of a Grow step, the rows of them in each shard, what samples come from, and the writer."""
+
+    examples: Examples
+    shards: list[np.ndarray]
+    origin: Mapping[str, Any]
+    writer: candidates.CandidateWriter
+
+
+def _plan(workspace: Workspace, number: int) -> _Plan:
+    examples = grow_sources(workspace, number)
+    count = min(workspace.experiment.grow.shards, len(examples))
+    shards = np.array_split(np.arange(len(examples)), count)
+    origin = _origin(workspace, behaviour_policy(number, workspace.experiment.improve.steps))
+    writer = candidates.CandidateWriter(workspace.grow_folder(number), count, origin=origin)
+    return _Plan(examples, shards, origin, writer)
+
+
+def _sample_shards(workspace: Workspace, number: int) -> Mapping[str, Any]:
+    plan = _plan(workspace, number)
+    _sample_missing(workspace, number, plan, plan.writer.missing_shards())
+    return {"sources": len(plan.examples), **plan.origin, **plan.writer.totals()}
+
+
+def _sample_share(workspace: Workspace, number: int, job: Job) -> None:
+    plan = _plan(workspace, number)
+    total = len(plan.shards)
+    share = job.share(total)
+    _sample_missing(workspace, number, plan, plan.writer.missing_shards(share))
+    left = len(plan.writer.uncommitted())
+    workspace.logbook.say(f"Grow {number}: {what_is_left(job, len(share), left, total, 'grow')}")
+
+
+def _sample_missing(workspace: Workspace, number: int, plan: _Plan, missing: list[int]) -> None:
+    """Samples and commits these shards."""
     processes.barrier(f"grow:{number}")
-    left = sum(len(shards[shard]) for shard in missing)
+    left = sum(len(plan.shards[shard]) for shard in missing)
     with workspace.logbook.progress(f"Grow {number}", left, unit="sources") as bar:
         for shard in missing:
-            part = examples.take(shards[shard])
-            translations = translator.sample(
-                part.tokens.sources,
-                part.ids,
-                experiment.grow.samples_per_source,
-                key,
-                experiment.grow.sampling,
-                progress=bar.advance,
-            )
+            part = plan.examples.take(plan.shards[shard])
+            translations = draw(workspace, number, part, progress=bar.advance)
             if processes.is_lead():
-                writer.write_shard(shard, as_candidates(workspace, part, translations))
+                plan.writer.write_shard(shard, as_candidates(workspace, part, translations))
     processes.barrier(f"grown:{number}")
-    return {"sources": len(examples), **origin, **writer.totals()}
 
 
 def _origin(workspace: Workspace, behaviour: PolicyName) -> dict[str, Any]:

@@ -180,13 +180,7 @@ class Workspace:
           ConfigError: the folder holds output of another identity.
         """
         name = folder.relative_to(self.run_dir).as_posix()
-        identity = {"phase": phase, "seed": self.experiment.seed, **identity}
-        digest = files.digest_of(json.loads(files.canonical_json(identity)))
-        if processes.is_lead():
-            files.claim(folder, identity)
-        processes.barrier(f"claimed:{name}")
-        if repairs_itself:
-            self._unseal_if_damaged(folder)
+        digest = self._claim(folder, self.identity(phase, identity), repairs_itself)
         if files.read_seal(folder) is None:
             started = time.monotonic()
             facts = dict(work())
@@ -200,14 +194,51 @@ class Workspace:
             self._enter(name, seal)
         return seal
 
+    def run_part(
+        self, folder: Path, phase: str, identity: Mapping[str, Any], work: Callable[[], None]
+    ) -> None:
+        """Does one job's part of a step that repairs itself; other jobs may do theirs at the same time.
+
+        Nothing is sealed and no line goes into the ledger: a whole run does that when the jobs are done.
+
+        Args:
+          folder: what the step writes.
+          phase: the verb.
+          identity: as for `run_step`.
+          work: makes what is missing of the part.
+
+        Raises:
+          ConfigError: the folder holds output of another identity.
+        """
+        self._claim(folder, self.identity(phase, identity), repairs_itself=True)
+        if files.read_seal(folder) is None:
+            work()
+        else:
+            self.logbook.say(
+                f"{folder.relative_to(self.run_dir).as_posix()} is sealed: nothing is left to do"
+            )
+
+    def identity(self, phase: str, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """What the output of a step depends on, the phase and the run's seed included."""
+        return {"phase": phase, "seed": self.experiment.seed, **identity}
+
+    def _claim(self, folder: Path, identity: Mapping[str, Any], repairs_itself: bool) -> str:
+        """Marks the folder, takes the seal off a damaged one that can be mended, and returns the digest."""
+        if processes.is_lead():
+            with files.turn(self.run_dir):
+                files.claim(folder, identity)
+                if repairs_itself:
+                    self._unseal_if_damaged(folder)
+        processes.barrier(f"claimed:{folder}")
+        return files.digest_of(json.loads(files.canonical_json(identity)))
+
     def _unseal_if_damaged(self, folder: Path) -> None:
-        if processes.is_lead() and files.read_seal(folder) is not None:
+        if files.read_seal(folder) is not None:
             try:
                 files.verify_seal(folder)
             except errors.IntegrityError as error:
                 self.logbook.say(f"{error.what}: making it anew")
                 (folder / files.SEAL_NAME).unlink()
-        processes.barrier(f"verified:{folder}")
 
     def _enter(self, name: str, seal: files.Seal) -> None:
         """Appends a sealed step to the ledger, unless it stands there already."""

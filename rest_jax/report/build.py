@@ -6,15 +6,13 @@ Floor 7.
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
-import string
 from pathlib import Path
 
 from rest_jax import files
 from rest_jax.report.examples import examples_section
 from rest_jax.report.learning import learning_section
-from rest_jax.report.markup import Section, script_json, text
 from rest_jax.report.overview import overview_section, run_section
+from rest_jax.report.page import render
 from rest_jax.report.results import diagnostics_section, overlap_section, reward_section, steps_section
 from rest_jax.report.reward_model import reward_model_section
 from rest_jax.report.run_files import RunFiles, read_run
@@ -65,28 +63,5 @@ def build_report(run_dir: Path) -> ReportPaths:
 
 def render_page(run: RunFiles) -> str:
     """The whole page as HTML, with plotly.js, style and data inside it."""
-    from plotly.offline import get_plotlyjs  # 5 MB of text, read only when a page is made
-
     sections = [section(run) for section in _SECTIONS]
-    figures = {identifier: figure for section in sections for identifier, figure in section.figures.items()}
-    return string.Template(_packaged("page.html")).substitute(
-        title=text(f"ReST: {run.name}"),
-        name=text(run.name),
-        style=_packaged("page.css"),
-        contents="".join(f'<li><a href="#{s.anchor}">{text(s.title)}</a></li>' for s in sections),
-        sections="".join(map(_section_html, sections)),
-        figures=script_json(figures),
-        plotly=get_plotlyjs(),
-        script=_packaged("page.js"),
-    )
-
-
-def _section_html(section: Section) -> str:
-    return (
-        f'<section id="{section.anchor}" aria-labelledby="{section.anchor}-title">'
-        f'<h2 id="{section.anchor}-title">{text(section.title)}</h2>{section.body}</section>'
-    )
-
-
-def _packaged(name: str) -> str:
-    return importlib.resources.files("rest_jax.report").joinpath(name).read_text(encoding="utf-8")
+    return render(run.name, f"ReST: {run.name}", "Reinforced Self-Training report", sections)

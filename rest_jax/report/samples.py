@@ -19,7 +19,7 @@ _FAULTS = {
     "repeated_ngram": "repeat a phrase within themselves",
     "missing_rewards": "have no reward",
 }
-_THRESHOLD_COLUMNS = (
+THRESHOLD_COLUMNS = (
     Column("Improve step", numeric=False),
     Column("Quantile", meaning="Quantile of the rewards of this Grow step that τ was taken from"),
     Column("τ", meaning="Kept is what lies strictly above"),
@@ -42,7 +42,7 @@ def samples_section(run: RunFiles) -> Section:
         body.append(f"<h3>Grow {grow}</h3>{paragraph(_what_was_drawn(summary))}")
         if summary.get("histogram"):
             identifier = f"chart-histogram-{grow}"
-            figures[identifier] = _histogram_figure(summary)
+            figures[identifier] = histogram_figure(summary)
             body.append(
                 chart(
                     identifier,
@@ -54,7 +54,7 @@ def samples_section(run: RunFiles) -> Section:
                 )
             )
         if summary.get("thresholds"):
-            body.append(table(_THRESHOLD_COLUMNS, _threshold_rows(summary), f"Thresholds of Grow {grow}"))
+            body.append(table(THRESHOLD_COLUMNS, threshold_rows(summary), f"Thresholds of Grow {grow}"))
     return Section("samples", "Samples and thresholds", "".join(body), figures)
 
 
@@ -80,7 +80,8 @@ def _what_was_drawn(summary: Json) -> str:
     return said + "."
 
 
-def _threshold_rows(summary: Json) -> list[list[str]]:
+def threshold_rows(summary: Json) -> list[list[str]]:
+    """Cells of `THRESHOLD_COLUMNS`, a row for each threshold of a Grow step's summary."""
     samples = summary.get("samples")
     rows = []
     for threshold in summary["thresholds"]:
@@ -98,7 +99,8 @@ def _threshold_rows(summary: Json) -> list[list[str]]:
     return rows
 
 
-def _histogram_figure(summary: Json) -> Figure:
+def histogram_figure(summary: Json) -> Figure:
+    """The histogram of a Grow step's summary with its thresholds."""
     histogram = summary["histogram"]
     edges = histogram["edges"]
     centres = [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)]

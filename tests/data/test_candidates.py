@@ -325,6 +325,31 @@ def test_strays_of_another_division_are_removed(store):
     assert sorted(path.name for path in store.iterdir()) == ["SEAL.json", "summary.json"]
 
 
+def test_a_job_looks_at_no_shard_but_its_own(tmp_path):
+    """What another job is writing: a half-written file, and a shard that has no record yet."""
+    writer = CandidateWriter(tmp_path, SHARDS, "ours")
+    writer.write_shard(2, make_shard(2))
+    half = [tmp_path / f".samples-0000{index}-of-00003.parquet.x1.tmp" for index in (0, 1)]
+    unrecorded = tmp_path / "samples-00000-of-00003.parquet"
+    for path in (*half, unrecorded):
+        path.write_bytes(b"PAR1")
+    assert CandidateWriter(tmp_path, SHARDS, "ours").missing_shards(range(1, 3)) == [1]
+    assert half[0].exists() and unrecorded.exists() and not half[1].exists()
+    assert writer.uncommitted() == [0, 1]
+    assert CandidateWriter(tmp_path, SHARDS, "ours").missing_shards() == [0, 1]
+    assert not half[0].exists() and not unrecorded.exists()
+
+
+def test_a_job_of_rewards_looks_at_no_shard_but_its_own(store):
+    writer = RewardWriter(store, "chrf", "chrf v1")
+    half = writer.folder / ".rewards-00000-of-00003.parquet.x1.tmp"
+    files.write_text(half, "half")
+    assert writer.num_shards == SHARDS
+    assert writer.missing_shards(range(1, 2)) == [1] and half.exists()
+    assert writer.uncommitted() == [0, 1, 2]
+    assert writer.missing_shards() == [0, 1, 2] and not half.exists()
+
+
 def test_identity_is_that_of_the_claimed_folder(tmp_path):
     identity = files.claim(tmp_path, {"seed": 1})
     CandidateWriter(tmp_path, 1).write_shard(0, make_shard(0))
