@@ -52,22 +52,25 @@ class Scoring:
 
     def log_probs(self, tokens_SxNxT: np.ndarray, work: Path) -> np.ndarray:
         """The policy's log-probability of each sample, float [S, N], at temperature 1."""
-        num_sources, num_samples, length = tokens_SxNxT.shape
+        num_sources, num_samples, _ = tokens_SxNxT.shape
         rows = json.loads(work.read_text(encoding="utf-8"))["sources"]
         padded_SxL = np.zeros((num_sources, max(map(len, rows))), np.int32)
         for place, row in enumerate(rows):
             padded_SxL[place, : len(row)] = row
-        sources = np.repeat(padded_SxL, num_samples, axis=0)
-        flat = tokens_SxNxT.reshape(-1, length)
-        spare = -len(flat) % _ROWS
-        sources, flat = (np.pad(x, ((0, spare), (0, 0)), mode="edge") for x in (sources, flat))
-        params = self._workspace.policy_params(BC)
-        config = self._workspace.experiment.policy
-        scores = [
-            np.asarray(_score(config, params, sources[i : i + _ROWS], flat[i : i + _ROWS]))
-            for i in range(0, len(flat), _ROWS)
-        ]
-        return np.concatenate(scores)[: num_sources * num_samples].reshape(num_sources, num_samples)
+        flat = tokens_SxNxT.reshape(num_sources * num_samples, -1)
+        lengths = (flat != 0).sum(-1)
+        params, config = self._workspace.policy_params(BC), self._workspace.experiment.policy
+        scores = np.zeros(len(flat), np.float32)
+        # Rows of about the same length together, so that little is computed for padding.
+        order = np.argsort(lengths, kind="stable")
+        for first in range(0, len(order), _ROWS):
+            chosen = order[first : first + _ROWS]
+            filled = np.resize(chosen, _ROWS)
+            longest = -(-int(lengths[chosen].max()) // 8) * 8
+            tokens = np.pad(flat[filled], ((0, 0), (0, 8)))[:, :longest]
+            found = _score(config, params, padded_SxL[filled // num_samples], tokens)
+            scores[chosen] = np.asarray(found)[: len(chosen)]
+        return scores.reshape(num_sources, num_samples)
 
     def matmul_limit(self) -> float:
         """Decoder rows a second if nothing but their products with the weights were computed."""

@@ -24,7 +24,7 @@ import gin
 
 from rest_jax import errors
 from rest_jax.data import corpora, vocabulary
-from rest_jax.generation import sampler, search, translator
+from rest_jax.generation import batching, sampler, search
 from rest_jax.network import config as network_config
 from rest_jax.network import mesh
 from rest_jax.objectives import filters
@@ -45,7 +45,7 @@ CONFIGURABLES: tuple[type, ...] = (
     trainer.TrainerConfig,
     sampler.SamplingConfig,
     search.BeamConfig,
-    translator.DecodeBatching,
+    batching.DecodeBatching,
     filters.ThresholdSchedule,
     ratings.RaterConfig,
     experiment.BehaviourCloningConfig,

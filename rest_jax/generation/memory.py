@@ -12,8 +12,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from rest_jax.generation.batching import DecodeBatching
 from rest_jax.generation.sampler import SamplingConfig
-from rest_jax.generation.translator import DecodeBatching
 from rest_jax.network.config import T5Config
 from rest_jax.network.init import abstract_params
 from rest_jax.network.mesh import unbox

@@ -11,7 +11,7 @@ from typing import Literal
 
 from rest_jax import errors
 from rest_jax.data import corpora, vocabulary
-from rest_jax.generation import sampler, search, translator
+from rest_jax.generation import batching, sampler, search
 from rest_jax.network import config as network_config
 from rest_jax.network import mesh
 from rest_jax.objectives import filters
@@ -240,7 +240,7 @@ class Experiment:
     evaluation: EvaluationConfig
     pretrain_loss: BehaviourCloningConfig = BehaviourCloningConfig()
     grow_steps: int = 1
-    decoding: translator.DecodeBatching = translator.DecodeBatching()
+    decoding: batching.DecodeBatching = batching.DecodeBatching()
     mesh: mesh.MeshConfig = mesh.MeshConfig()
     shard: str | None = None
 

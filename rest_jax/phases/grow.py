@@ -7,6 +7,7 @@ sources alone.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ import numpy as np
 
 from rest_jax import keys, processes
 from rest_jax.data import candidates
+from rest_jax.generation.batching import plan_rows
+from rest_jax.generation.memory import SamplerMemory, sampler_memory
 from rest_jax.generation.translator import Progress, Translations
 from rest_jax.metrics import diagnostics, words
 from rest_jax.phases.grow_set import SUMMARY_NAME
@@ -107,20 +110,33 @@ def draw(
     )
 
 
-def sampled_together(shard: np.ndarray, chosen: np.ndarray) -> Iterator[np.ndarray]:
+def sampled_together(
+    workspace: Workspace, examples: Examples, shard: np.ndarray, chosen: np.ndarray
+) -> Iterator[np.ndarray]:
     """Which sources of a shard are to be sampled in one call so that the chosen ones get the bits they have.
 
-    At a fixed decode shape a sample has the same bits in any company, so a source needs no other beside it:
-    the chosen ones are sampled in one call, which fills the rows of its batches best.
+    In float32 a sample has the same bits in any company: the chosen sources are sampled alone, in one call.
+    In bfloat16 the size of a tile may decide a last bit, and that depends on the sources of the same queue:
+    they are sampled along.
 
     Args:
+      workspace: the run.
+      examples: the sources of the Grow step.
       shard: int64 [n], the rows of the shard's sources, in the order in which they were sampled.
       chosen: int64 [m], some of them.
 
     Yields:
       int64, the rows of one call; each chosen row is in one of them.
     """
-    yield shard[np.isin(shard, chosen)]
+    experiment = workspace.experiment
+    if experiment.policy.dtype == "float32":
+        yield shard[np.isin(shard, chosen)]
+        return
+    queue = experiment.decoding.queue_sources(experiment.grow.samples_per_source)
+    lengths = examples.tokens.sources.lengths[shard]
+    for batch in plan_rows(lengths, experiment.decoding.source_lengths, queue):
+        if np.isin(shard[batch], chosen).any():
+            yield shard[batch]
 
 
 class _Plan(NamedTuple):
@@ -157,16 +173,50 @@ def _sample_share(workspace: Workspace, number: int, job: Job) -> None:
 
 
 def _sample_missing(workspace: Workspace, number: int, plan: _Plan, missing: list[int]) -> None:
-    """Samples and commits these shards."""
+    """Samples and commits these shards; one is written while the next is sampled."""
     processes.barrier(f"grow:{number}")
     left = sum(len(plan.shards[shard]) for shard in missing)
-    with workspace.logbook.progress(f"Grow {number}", left, unit="sources") as bar:
+    if missing:
+        workspace.logbook.say(f"Grow {number}: sampling takes up to {_memory(workspace, plan.examples)}")
+    rows = tokens = 0
+    with (
+        workspace.logbook.progress(f"Grow {number}", left, unit="sources") as bar,
+        concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="shards") as writing,
+    ):
+        written: concurrent.futures.Future[None] | None = None
         for shard in missing:
             part = plan.examples.take(plan.shards[shard])
             translations = draw(workspace, number, part, progress=bar.advance)
+            rows, tokens = rows + translations.rows_computed, tokens + len(translations.tokens.values)
+            if written is not None:
+                written.result()  # one at a time: memory for two shards at the most, and its error is raised
             if processes.is_lead():
-                plan.writer.write_shard(shard, as_candidates(workspace, part, translations))
+                written = writing.submit(_write, workspace, plan, shard, part, translations)
+        if written is not None:
+            written.result()
+    if rows:
+        workspace.logbook.say(
+            f"Grow {number}: {tokens:,} tokens from {rows:,} rows of the decoder, {tokens / rows:.2f} a row"
+        )
     processes.barrier(f"grown:{number}")
+
+
+def _write(
+    workspace: Workspace, plan: _Plan, shard: int, examples: Examples, translations: Translations
+) -> None:
+    plan.writer.write_shard(shard, as_candidates(workspace, examples, translations))
+
+
+def _memory(workspace: Workspace, examples: Examples) -> SamplerMemory:
+    experiment = workspace.experiment
+    return sampler_memory(
+        experiment.policy,
+        experiment.decoding,
+        experiment.grow.sampling,
+        experiment.grow.samples_per_source,
+        int(examples.tokens.sources.lengths.max()),
+        experiment.mesh.model,
+    )
 
 
 def _origin(workspace: Workspace, behaviour: PolicyName) -> dict[str, Any]:

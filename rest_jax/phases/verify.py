@@ -96,7 +96,7 @@ def _verify_samples(workspace: Workspace, number: int, share: float, seed: int) 
         for shard in candidates.read_shards(folder):
             rows = np.flatnonzero(np.isin(examples.ids, shard.example_id))
             here = chosen[np.isin(chosen, rows)]
-            for together in sampled_together(rows, here) if len(here) else ():
+            for together in sampled_together(workspace, examples, rows, here) if len(here) else ():
                 part = examples.take(together)
                 again = as_candidates(workspace, part, draw(workspace, number, part))
                 stored = shard.take(np.isin(shard.example_id, part.ids))

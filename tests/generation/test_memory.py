@@ -15,9 +15,10 @@ import pytest
 
 from rest_jax import keys
 from rest_jax.generation import translator as translators
+from rest_jax.generation.batching import DecodeBatching
 from rest_jax.generation.memory import sampler_memory
 from rest_jax.generation.sampler import SamplingConfig
-from rest_jax.generation.translator import DecodeBatching, Translator
+from rest_jax.generation.translator import Translator
 from rest_jax.network.config import T5Config
 from rest_jax.network.init import abstract_params, init_params
 from rest_jax.network.mesh import unbox, use_mesh

@@ -13,10 +13,11 @@ import pytest
 
 from rest_jax import keys
 from rest_jax.errors import ConfigError, DataError, NonFiniteError
+from rest_jax.generation.batching import DecodeBatching, plan_batches
 from rest_jax.generation.contract import transformer_decoder
 from rest_jax.generation.sampler import SamplingConfig
 from rest_jax.generation.search import BeamConfig, greedy
-from rest_jax.generation.translator import DecodeBatching, Translator, plan_batches
+from rest_jax.generation.translator import Translator
 from rest_jax.types import EOS_ID, PAD_ID, RaggedTokens
 from tests.generation.naive import naive_sample
 from tests.generation.small import SMALL, one_device, padded, random_sources, small_params

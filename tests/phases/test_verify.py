@@ -11,10 +11,11 @@ import pytest
 from rest_jax import errors, files
 from rest_jax.data import candidates
 from rest_jax.data.candidate_shard import CandidateShard
+from rest_jax.generation.batching import DecodeBatching
 from rest_jax.phases import verify
 from rest_jax.phases.grow import sampled_together
 from rest_jax.phases.lineage import BC
-from rest_jax.types import EOS_ID, RaggedTokens
+from rest_jax.types import EOS_ID, Examples, RaggedTokens, TokenPairs
 from tests import tiny
 from tests.phases import places
 
@@ -157,12 +158,20 @@ def test_another_seed_and_another_grow_step_choose_others():
     assert verify.choose(10_000, 0.01, 0, 2).tolist() != first
 
 
-def test_whatever_is_sampled_together_each_chosen_source_is_sampled_once():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_whatever_is_sampled_together_each_chosen_source_is_sampled_once(tmp_path, dtype):
+    """Alone in float32; in bfloat16 with the others of its queue, which is its length bucket's."""
+    made = places.workspace(tmp_path)
+    policy = dataclasses.replace(made.experiment.policy, dtype=dtype)
+    decoding = DecodeBatching(source_batch=2, source_lengths=(16, 32), queue_samples=1)
+    made.experiment = dataclasses.replace(made.experiment, policy=policy, decoding=decoding)
+    lengths = np.where(np.arange(60) % 3 == 0, 20, 5)
+    tokens = RaggedTokens.from_lists([[7] * (n - 1) + [EOS_ID] for n in lengths])
+    examples = Examples(["s"] * 60, ["t"] * 60, TokenPairs(np.arange(60), tokens, tokens))
     shard, chosen = np.arange(40, 60), np.array([41, 47, 59])
-    calls = list(sampled_together(shard, chosen))
-    rows = np.concatenate(calls)
-    assert set(chosen) <= set(rows) <= set(shard)
-    assert len(set(rows.tolist())) == len(rows)
+    calls = [call.tolist() for call in sampled_together(made, examples, shard, chosen)]
+    alone = [[41, 47, 59]]
+    assert calls == (alone if dtype == "float32" else [[40, 41], [46, 47], [58, 59]])
 
 
 def a_shard() -> CandidateShard:
