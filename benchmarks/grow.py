@@ -92,16 +92,31 @@ def prepare(options: argparse.Namespace) -> Path:
     exports = options.run / "exports"
     if not (exports / "hf" / "config.json").exists():
         program("export", *settings(options), "--policy=bc", f"--output={exports / 'hf'}")
-    if importlib.util.find_spec("ctranslate2") is None:
-        return exports
-    for quantization in ("float32", "int8"):
-        folder = exports / f"ctranslate2_{quantization}"
-        if not (folder / "model.bin").exists():
-            import ctranslate2
-
-            converter = ctranslate2.converters.TransformersConverter(str(exports / "hf"))
-            converter.convert(str(folder), quantization=quantization, force=True)
+    if importlib.util.find_spec("ctranslate2") is not None:
+        for quantization in ("float32", "int8"):
+            convert_for_ctranslate2(exports, quantization)
     return exports
+
+
+def convert_for_ctranslate2(exports: Path, quantization: str) -> None:
+    """Converts the Hugging Face export.
+
+    transformers 5 says of every T5 that its head is tied, whatever its configuration file says, and the
+    converter would scale the logits of an untied one: it is told what the file says.
+    """
+    import ctranslate2
+
+    says_tied = json.loads((exports / "hf" / "config.json").read_text())["tie_word_embeddings"]
+
+    class Converter(ctranslate2.converters.TransformersConverter):
+        def load_model(self, *words: Any, **more: Any) -> Any:
+            model = super().load_model(*words, **more)
+            model.config.tie_word_embeddings = says_tied
+            return model
+
+    folder = exports / f"ctranslate2_{quantization}"
+    if not (folder / "model.bin").exists():
+        Converter(str(exports / "hf")).convert(str(folder), quantization=quantization, force=True)
 
 
 def write_work(options: argparse.Namespace, exports: Path, num_samples: int) -> tuple[Path, Any]:

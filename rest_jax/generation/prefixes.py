@@ -28,7 +28,8 @@ from rest_jax.generation.sampler import Distributions, SamplingConfig
 from rest_jax.network.decoding import PrefixRows
 from rest_jax.types import EOS_ID, PAD_ID, Params
 
-SHORTEST_MEMORY = 8  # positions a step looks back to at the least; each longer memory is twice as long
+SHORTEST_MEMORY = 16  # positions a step looks back to at the least; each longer memory is four times as long
+WORTH_A_WIDE_TILE = 0.6  # share of its rows; a narrow tile takes more than a quarter of a wide one's time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Tiling:
     """The shapes of the sampler's steps.
 
     Attributes:
-      rows: R, prefixes that go one position further in a step. A step with no more than a quarter of them to
-        compute, as at the end of a queue, takes a tile of that size.
+      rows: R, prefixes that go one position further in a step. Where there are far fewer to compute, a step
+        takes a narrow tile of a quarter of them.
       lanes: K, sources in work at a time: enough that R rows of about the same length are there to compute.
       sources: E, sources that are encoded at a time.
     """
@@ -53,12 +54,12 @@ class Tiling:
 
 
 def memory_lengths(max_length: int) -> tuple[int, ...]:
-    """How many positions a step can look back to: 16, 32, 64 … and what the longest translation needs."""
+    """How many positions a step can look back to: 16, 64 … and what the longest translation needs."""
     lengths = []
     length = SHORTEST_MEMORY
     while length < max_length:
         lengths.append(length)
-        length *= 2
+        length *= 4
     return (*lengths, max_length)
 
 
@@ -315,7 +316,7 @@ def _admit(problem: _Problem, loop: _Loop) -> _Loop:
 
 
 def _choose(problem: _Problem, lanes: _Lanes) -> _Tile:
-    """The next rows to compute: of the memory length that most rows need, the first R."""
+    """The next rows to compute: the first R, or a quarter of that, of those that need the same memory."""
     num_lanes, num_samples = lanes.alive_KxN.shape
     is_row_KxN = lanes.alive_KxN & (lanes.leader_KxN == jnp.arange(num_samples))
     needed_KxN = sum(
@@ -323,11 +324,14 @@ def _choose(problem: _Problem, lanes: _Lanes) -> _Tile:
         start=jnp.zeros_like(lanes.positions_KxN),
     )
     waiting = jnp.stack([jnp.sum(is_row_KxN & (needed_KxN == m)) for m in range(len(problem.memories))])
-    memory = jnp.argmax(waiting).astype(jnp.int32)
+    # Long prefixes go first once they fill a narrow tile: they keep their lanes from the next sources.
+    narrow, rows = problem.tiling.widths[0], problem.tiling.rows
+    longest = len(problem.memories) - 1 - jnp.argmax((waiting >= narrow)[::-1])
+    memory = jnp.where(jnp.any(waiting >= narrow), longest, jnp.argmax(waiting)).astype(jnp.int32)
+    width = jnp.where(waiting[memory] > WORTH_A_WIDE_TILE * rows, rows, narrow)
     is_row_KxN &= needed_KxN == memory
     rank_M = jnp.cumsum(is_row_KxN.reshape(-1).astype(jnp.int32)) - 1
-    rows = problem.tiling.rows
-    chosen_KxN = is_row_KxN & (rank_M.reshape(is_row_KxN.shape) < rows)
+    chosen_KxN = is_row_KxN & (rank_M.reshape(is_row_KxN.shape) < width)
     # Rows are numbered in the order of lanes and samples; fillers repeat the first sample and are not kept.
     target_M = jnp.where(chosen_KxN.reshape(-1), rank_M, rows)
     samples_R = (

@@ -115,8 +115,8 @@ def test_bfloat16_draws_from_float32_sums():
     assert not np.array_equal(found.tokens_SxNxT, naive("long").tokens_SxNxT)
 
 
-def test_memories_double_up_to_the_longest_translation():
+def test_memories_grow_up_to_the_longest_translation():
     assert memory_lengths(6) == (6,)
     assert memory_lengths(16) == (16,)
-    assert memory_lengths(40) == (16, 32, 40)
-    assert memory_lengths(128) == (16, 32, 64, 128)
+    assert memory_lengths(40) == (16, 40)
+    assert memory_lengths(128) == (16, 64, 128)
