@@ -44,6 +44,7 @@ class Translations:
       finished: bool [n, N]; False where a translation was cut off at the longest length.
       scores: float32 [n, N]; sum of `log_probs`, in beam search divided by the length penalty.
       rows_computed: how many rows of the decoder it took to sample them; 0 in search, which does not count.
+      slots_computed: likewise, with the slots of the sampler's tiles that were left empty.
     """
 
     num_samples: int
@@ -53,6 +54,7 @@ class Translations:
     finished: np.ndarray
     scores: np.ndarray
     rows_computed: int = 0
+    slots_computed: int = 0
 
 
 @functools.lru_cache(maxsize=128)
@@ -134,7 +136,7 @@ class _Collector:
         self.num_samples = num_samples
         self.finished = np.zeros((num_sources, num_samples), bool)
         self.scores = np.zeros((num_sources, num_samples), np.float32)
-        self._rows_computed = 0
+        self._rows_computed = self._slots_computed = 0
         self._lengths = np.zeros((num_sources, num_samples), np.int64)
         self._places: list[np.ndarray] = []
         self._flat: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
@@ -142,8 +144,9 @@ class _Collector:
     def add(self, rows: np.ndarray, first_sample: int, decoded: Decoded) -> None:
         """Takes in samples first_sample, first_sample + 1 … of these rows; drops dummies."""
         number = min(decoded.tokens_SxNxT.shape[1], self.num_samples - first_sample)
-        if decoded.rows_computed_D is not None:
+        if decoded.rows_computed_D is not None and decoded.slots_computed_D is not None:
             self._rows_computed += int(np.sum(decoded.rows_computed_D))
+            self._slots_computed += int(np.sum(decoded.slots_computed_D))
         decoded = dataclasses.replace(decoded, rows_computed_D=None, slots_computed_D=None)
         kept = jax.tree.map(lambda x: np.asarray(x)[: len(rows), :number], decoded)
         here = (rows, slice(first_sample, first_sample + number))
@@ -186,6 +189,7 @@ class _Collector:
             self.finished,
             self.scores,
             self._rows_computed,
+            self._slots_computed,
         )
 
 

@@ -178,7 +178,7 @@ def _sample_missing(workspace: Workspace, number: int, plan: _Plan, missing: lis
     left = sum(len(plan.shards[shard]) for shard in missing)
     if missing:
         workspace.logbook.say(f"Grow {number}: sampling takes up to {_memory(workspace, plan.examples)}")
-    rows = tokens = 0
+    rows = slots = tokens = 0
     with (
         workspace.logbook.progress(f"Grow {number}", left, unit="sources") as bar,
         concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="shards") as writing,
@@ -187,7 +187,8 @@ def _sample_missing(workspace: Workspace, number: int, plan: _Plan, missing: lis
         for shard in missing:
             part = plan.examples.take(plan.shards[shard])
             translations = draw(workspace, number, part, progress=bar.advance)
-            rows, tokens = rows + translations.rows_computed, tokens + len(translations.tokens.values)
+            rows, slots = rows + translations.rows_computed, slots + translations.slots_computed
+            tokens += len(translations.tokens.values)
             if written is not None:
                 written.result()  # one at a time: memory for two shards at the most, and its error is raised
             if processes.is_lead():
@@ -196,7 +197,8 @@ def _sample_missing(workspace: Workspace, number: int, plan: _Plan, missing: lis
             written.result()
     if rows:
         workspace.logbook.say(
-            f"Grow {number}: {tokens:,} tokens from {rows:,} rows of the decoder, {tokens / rows:.2f} a row"
+            f"Grow {number}: {tokens:,} tokens from {rows:,} rows of the decoder, {tokens / rows:.2f} a row; "
+            f"its tiles were {100 * rows / slots:.0f} % full"
         )
     processes.barrier(f"grown:{number}")
 

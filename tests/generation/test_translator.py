@@ -193,6 +193,15 @@ def test_progress_counts_every_source_once(sources, ids):
     assert sum(seen) == 11 and len(seen) >= 3
 
 
+def test_what_it_took_is_told(samples):
+    distinct = {
+        (row // 7, *samples.tokens[row][:t]) for row in range(77) for t in range(samples.tokens.lengths[row])
+    }
+    # Samples are drawn three at a time, and only those of one call share their prefixes.
+    assert len(distinct) <= samples.rows_computed <= len(samples.tokens.values)
+    assert samples.rows_computed <= samples.slots_computed
+
+
 def test_no_sources():
     none = RaggedTokens.from_lists([])
     drawn = make_translator().sample(none, np.zeros(0, np.int64), 7, KEY, SAMPLING)
