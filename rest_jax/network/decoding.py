@@ -77,10 +77,6 @@ class PrefixPool:
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
 
-    def write(self, places_R: jax.Array, entries: PrefixPool) -> PrefixPool:
-        """The pool with R entries written; a place beyond the pool is left out."""
-        return jax.tree.map(lambda pool, new: pool.at[places_R].set(new, mode="drop"), self, entries)
-
 
 def empty_pool(config: T5Config, num_prefixes: int) -> PrefixPool:
     """A pool with room for P prefixes, all zero."""
