@@ -56,12 +56,12 @@ class DecodeCache:
 def empty_cache(config: T5Config, num_sources: int, num_samples: int, max_length: int) -> DecodeCache:
     """A cache of S x N sequences with room for `max_length` positions (T), all zero."""
     shape = (num_sources, num_samples, config.num_heads, max_length, config.head_dim)
+    return DecodeCache(keys=_zeros_of_layers(config, shape), values=_zeros_of_layers(config, shape))
 
-    def zeros() -> tuple[jax.Array, ...]:
-        # An array of its own for every leaf: a buffer that appears twice cannot be donated.
-        return tuple(jnp.zeros(shape, config.activation_dtype) for _ in range(config.num_decoder_layers))
 
-    return DecodeCache(keys=zeros(), values=zeros())
+def _zeros_of_layers(config: T5Config, shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    # An array of its own for every leaf: a buffer that appears twice cannot be donated.
+    return tuple(jnp.zeros(shape, config.activation_dtype) for _ in range(config.num_decoder_layers))
 
 
 @jax.tree_util.register_dataclass
@@ -80,12 +80,8 @@ class PrefixPool:
 
 def empty_pool(config: T5Config, num_prefixes: int) -> PrefixPool:
     """A pool with room for P prefixes, all zero."""
-
-    def zeros() -> tuple[jax.Array, ...]:
-        shape = (num_prefixes, config.joined_kv_dim)
-        return tuple(jnp.zeros(shape, config.activation_dtype) for _ in range(config.num_decoder_layers))
-
-    return PrefixPool(keys=zeros(), values=zeros())
+    shape = (num_prefixes, config.joined_kv_dim)
+    return PrefixPool(keys=_zeros_of_layers(config, shape), values=_zeros_of_layers(config, shape))
 
 
 @jax.tree_util.register_dataclass
