@@ -40,6 +40,8 @@ class Seq2SeqBatch:
     decoder_loss_weights: jax.Array | np.ndarray  # float32 [B, T]; 0 on padding, 1 up to and with EOS
     encoder_segment_ids: jax.Array | np.ndarray | None = None  # int32 [B, L]
     decoder_segment_ids: jax.Array | np.ndarray | None = None  # int32 [B, T]
+    # Further numbers of each target token that a loss asks for (its reward, a value): float32 [B, T] by name.
+    token_columns: Mapping[str, jax.Array | np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -71,6 +73,26 @@ class LossSums:
 
 # (params, batch, dropout key or None for evaluation) -> LossSums
 LossFn = Callable[[Params, Any, jax.Array | None], LossSums]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LossContext:
+    """What a loss may read beside the parameters that it trains; nothing here gets a gradient.
+
+    Attributes:
+      frozen: parameters of networks that never change, by name.
+      lagging: earlier values of trained parts, by name.
+      progress: the share of the training's steps that lies behind, float32 [] in [0, 1).
+    """
+
+    frozen: Mapping[str, Params]
+    lagging: Mapping[str, Params]
+    progress: jax.Array
+
+
+# The same for a loss with further networks or a schedule of its own.
+ContextLossFn = Callable[[Params, Any, jax.Array | None, LossContext], LossSums]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,13 +144,30 @@ class TokenPairs:
     ids: np.ndarray  # int64 [n]
     sources: RaggedTokens
     targets: RaggedTokens
+    # Further numbers of each target token, by name: float32 [total target tokens], as `targets.values` lies.
+    token_columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, rows: np.ndarray) -> TokenPairs:
         """The pairs of these rows, in this order."""
-        return TokenPairs(self.ids[rows], self.sources.take(rows), self.targets.take(rows))
+        columns = {
+            name: RaggedTokens(values, self.targets.offsets).take(rows).values
+            for name, values in self.token_columns.items()
+        }
+        return TokenPairs(self.ids[rows], self.sources.take(rows), self.targets.take(rows), columns)
+
+    def with_columns(self, columns: Mapping[str, np.ndarray]) -> TokenPairs:
+        """The same pairs with these numbers of each target token, beside those that are there.
+
+        Raises:
+          ValueError: a column has not one number a target token.
+        """
+        for name, values in columns.items():
+            if values.shape != self.targets.values.shape:
+                raise ValueError(f"column {name}: {values.shape} for {self.targets.values.shape} tokens")
+        return dataclasses.replace(self, token_columns={**self.token_columns, **columns})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ processes, on devices or on what was asked before, so a resumed run sees what an
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -137,6 +138,13 @@ def eval_batches(
       ConfigError: a size is not positive.
       DataError: there are no pairs, or one is empty or longer than a row; the message names its id.
     """
+    return list(iterate_batches(pairs, batch_size, source_length, target_length, pack))
+
+
+def iterate_batches(
+    pairs: TokenPairs, batch_size: int, source_length: int, target_length: int, pack: bool = False
+) -> Iterator[Seq2SeqBatch]:
+    """The batches of `eval_batches` one after the other, for pairs whose batches are too many for memory."""
     _check_sizes(batch_size=batch_size, source_length=source_length, target_length=target_length)
     _check_pairs(pairs, source_length, target_length)
     order, row_lengths = np.arange(len(pairs)), (source_length, target_length)
@@ -145,12 +153,10 @@ def eval_batches(
         if pack
         else one_pair_a_row(order)
     )
-    batches = []
     for first in range(0, len(rows), batch_size):
         starts = rows.starts[np.minimum(np.arange(first, first + batch_size + 1), len(rows))]
         part = PackedRows(rows.pairs[starts[0] : starts[-1]], starts - starts[0])
-        batches.append(_materialise(pairs, part, row_lengths, pack))
-    return batches
+        yield _materialise(pairs, part, row_lengths, pack)
 
 
 class RewardBatches:
@@ -230,6 +236,10 @@ def _materialise(
     inputs[:, 1:] = targets[:, :-1]
     inputs.reshape(-1)[first_tokens] = 0
     inputs[target_segments == 0] = 0  # the token after a row's last target
+    columns = {
+        name: _scatter(RaggedTokens(values, pairs.targets.offsets), rows, target_length)[0]
+        for name, values in pairs.token_columns.items()
+    }
     return Seq2SeqBatch(
         encoder_input_tokens=sources,
         decoder_input_tokens=inputs,
@@ -237,11 +247,15 @@ def _materialise(
         decoder_loss_weights=(target_segments > 0).astype(np.float32),
         encoder_segment_ids=source_segments if segments else None,
         decoder_segment_ids=target_segments if segments else None,
+        token_columns=columns,
     )
 
 
 def _scatter(side: RaggedTokens, rows: PackedRows, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens and segment ids, int32 [rows, length], and the flat position of each segment's first token."""
+    """Tokens, segment ids (int32 [rows, length]), and the flat position of each segment's first token.
+
+    The tokens may be numbers of any kind, one for each token.
+    """
     taken = side.take(rows.pairs)
     sizes = np.diff(rows.starts)
     row_of = np.repeat(np.arange(len(rows)), sizes)
@@ -249,7 +263,7 @@ def _scatter(side: RaggedTokens, rows: PackedRows, length: int) -> tuple[np.ndar
     first_in_row = np.repeat(taken.offsets[rows.starts[:-1]], sizes)
     first_tokens = row_of * length + taken.offsets[:-1] - first_in_row
     positions = np.arange(len(taken.values)) + np.repeat(first_tokens - taken.offsets[:-1], taken.lengths)
-    tokens = np.zeros((len(rows), length), np.int32)
+    tokens = np.zeros((len(rows), length), side.values.dtype)
     segments = np.zeros((len(rows), length), np.int32)
     tokens.reshape(-1)[positions] = taken.values
     segments.reshape(-1)[positions] = np.repeat(segment_of, taken.lengths)

@@ -286,12 +286,13 @@ def discard_checkpoints(folder: str | Path) -> None:
 
 
 def _without_params(state: TrainState) -> dict[str, Any]:
-    return {
+    rest = {
         "step": state.step,
         "skipped": state.skipped,
         "skipped_in_a_row": state.skipped_in_a_row,
         "opt_state": state.opt_state,
     }
+    return {**rest, "lagging": state.lagging} if state.lagging else rest
 
 
 def _write_tree(path: Path, tree: Any, use_ocdbt: bool = True) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ class TrainState:
       opt_state: the optimiser's statistics.
       skipped: updates left out because a loss or gradient was not finite, int32 [].
       skipped_in_a_row: how many of them were the latest steps, int32 [].
+      lagging: earlier values of parts of the parameters, by name; empty for a loss that reads none.
     """
 
     step: jax.Array
@@ -36,12 +38,22 @@ class TrainState:
     opt_state: Any
     skipped: jax.Array
     skipped_in_a_row: jax.Array
+    lagging: Mapping[str, Params] = dataclasses.field(default_factory=dict)
 
 
-def new_state(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
+def new_state(
+    params: Params, optimizer: optax.GradientTransformation, lagging: Mapping[str, str] | None = None
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+      params: the parameters.
+      optimizer: the optimiser.
+      lagging: names of lagging copies, and the part of the parameters that each is a copy of.
+    """
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, optimizer.init(params), zero, zero)
+    copies = {name: jax.tree.map(jnp.copy, params[part]) for name, part in (lagging or {}).items()}
+    return TrainState(zero, params, optimizer.init(params), zero, zero, copies)
 
 
 def abstract_of(tree: Any) -> Any:
@@ -55,7 +67,11 @@ def replicated_shardings(mesh: Mesh, tree: Any) -> Any:
 
 
 def abstract_state(
-    params: Params, optimizer: optax.GradientTransformation, mesh: Mesh, param_shardings: Any = None
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    param_shardings: Any = None,
+    lagging: Mapping[str, str] | None = None,
 ) -> TrainState:
     """The state as shapes, dtypes and shardings.
 
@@ -67,6 +83,7 @@ def abstract_state(
       optimizer: the optimiser.
       mesh: the devices.
       param_shardings: a `NamedSharding` for each parameter; None keeps them whole on every device.
+      lagging: as for `new_state`; a copy is cut as its part is.
     """
     abstract_params = abstract_of(params)
     shardings = replicated_shardings(mesh, abstract_params) if param_shardings is None else param_shardings
@@ -77,16 +94,24 @@ def abstract_state(
 
     located_params = jax.tree.map(placed, abstract_params, shardings)
     state = jax.eval_shape(lambda p: new_state(p, optimizer), abstract_params)
+
+    def placed_as(leaf: Any, param: jax.ShapeDtypeStruct) -> Any:
+        if isinstance(leaf, optax.MaskedNode):  # a part that another optimiser has
+            return leaf
+        return placed(leaf, param.sharding if leaf.shape == param.shape else whole)
+
     opt_state = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda leaf, param: placed(leaf, param.sharding if leaf.shape == param.shape else whole),
+        placed_as,
         state.opt_state,
         located_params,
         transform_non_params=lambda leaf: placed(leaf, whole),
+        is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
     )
     scalar = placed(state.step, whole)
     counters = {"step": scalar, "skipped": scalar, "skipped_in_a_row": scalar}
-    return dataclasses.replace(state, params=located_params, opt_state=opt_state, **counters)
+    copies = {name: located_params[part] for name, part in (lagging or {}).items()}
+    return dataclasses.replace(state, params=located_params, opt_state=opt_state, lagging=copies, **counters)
 
 
 def place(tree: Any, shardings: Any) -> Any:
@@ -106,11 +131,16 @@ def place(tree: Any, shardings: Any) -> Any:
     return copy(jax.tree.map(spread, tree, shardings))
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation, abstract: TrainState) -> TrainState:
-    """The state before the first step, on the devices that `abstract` says."""
+def init_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    lagging: Mapping[str, str] | None = None,
+) -> TrainState:
+    """The state before the first step, on the devices that `abstract` says; `lagging` as for `new_state`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     placed = place(params, shardings.params)
-    start = jax.jit(lambda p: new_state(p, optimizer), out_shardings=shardings, donate_argnums=0)
+    start = jax.jit(lambda p: new_state(p, optimizer, lagging), out_shardings=shardings, donate_argnums=0)
     return start(placed)
 
 

@@ -6,8 +6,9 @@ batch and are divided once, at the end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rest_jax.network.mesh import DATA_AXIS, batch_sharding, replicated
+from rest_jax.training.companions import Companions
 from rest_jax.training.optimizers import Schedule
 from rest_jax.training.state import TrainState
-from rest_jax.types import LossFn, LossSums, Params
+from rest_jax.types import ContextLossFn, LossContext, LossFn, LossSums, Params
 
 StepMetrics = dict[str, Any]
-TrainStep = Callable[[TrainState, Any, Any], tuple[TrainState, StepMetrics]]
+# (state, batch, key data of the dropout stream, frozen networks) -> (state, metrics)
+TrainStep = Callable[[TrainState, Any, Any, Mapping[str, Params]], tuple[TrainState, StepMetrics]]
 
 
 def sum_gradients(
@@ -69,38 +72,73 @@ def _split_rows(rows: jax.Array, parts: int, mesh: Mesh) -> jax.Array:
     return jax.lax.with_sharding_constraint(split, NamedSharding(mesh, PartitionSpec(None, DATA_AXIS)))
 
 
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a step makes smaller.
+
+    Attributes:
+      loss_fn: the loss; with companions it takes a `LossContext` as its fourth argument.
+      companions: further networks and optimisers; None is a loss of one network.
+      train_steps: steps of the whole training, for losses with a schedule of their own.
+    """
+
+    loss_fn: LossFn | ContextLossFn
+    companions: Companions | None = None
+    train_steps: int = 1
+
+    def bound(self, state: TrainState, frozen: Mapping[str, Params]) -> LossFn:
+        """The loss as a function of parameters, batch and key, in this state."""
+        if self.companions is None:
+            return cast("LossFn", self.loss_fn)
+        progress = state.step.astype(jnp.float32) / self.train_steps
+        context = LossContext(frozen, state.lagging, progress)
+        with_context = cast("ContextLossFn", self.loss_fn)
+        return lambda params, batch, key: with_context(params, batch, key, context)
+
+
 def make_train_step(
-    loss_fn: LossFn,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     schedule: Schedule,
     microbatches: int,
     mesh: Mesh,
     abstract: TrainState,
 ) -> TrainStep:
-    """Compiles (state, batch, key data of the dropout stream) -> (state, metrics), donating the state given.
+    """Compiles one step, donating the state given.
 
     Where the loss, the gradient or a new parameter is not finite, parameters and optimiser stay as they are
     and the step is counted as skipped.
     """
+    companions = objective.companions
 
-    def step(state: TrainState, batch: Any, key_data: jax.Array) -> tuple[TrainState, StepMetrics]:
+    def step(
+        state: TrainState, batch: Any, key_data: jax.Array, frozen: Mapping[str, Params]
+    ) -> tuple[TrainState, StepMetrics]:
         stream = jax.random.wrap_key_data(key_data, impl="threefry2x32")
         key = jax.random.fold_in(stream, state.step)
+        loss_fn = objective.bound(state, frozen)
         gradients, sums = sum_gradients(loss_fn, state.params, batch, key, microbatches, mesh)
         weight = jnp.where(sums.weight > 0, sums.weight, 1.0)
         gradients = jax.tree.map(lambda g: g / weight, gradients)
         norm = optax.global_norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if companions is not None and companions.project is not None:
+            params = companions.project(params)
 
         finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm) & _all_finite(params)
         skipped = 1 - finite.astype(jnp.int32)
+        params = _where(finite, params, state.params)
+        lagging = (
+            state.lagging if companions is None else companions.follow(state.lagging, params, state.step + 1)
+        )
         following = TrainState(
             step=state.step + 1,
-            params=_where(finite, params, state.params),
+            params=params,
             opt_state=_where(finite, opt_state, state.opt_state),
             skipped=state.skipped + skipped,
             skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+            lagging=lagging,
         )
         metrics = {
             "sums": {"loss": (sums.loss, sums.weight), **sums.metrics},
@@ -115,7 +153,7 @@ def make_train_step(
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(
         step,
-        in_shardings=(state_shardings, batch_sharding(mesh), replicated(mesh)),
+        in_shardings=(state_shardings, batch_sharding(mesh), replicated(mesh), None),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )

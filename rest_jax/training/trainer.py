@@ -30,12 +30,13 @@ from rest_jax.training import checkpoints
 from rest_jax.training import history as histories
 from rest_jax.training import state as states
 from rest_jax.training.averages import StepAverages, mean
+from rest_jax.training.companions import Companions, make_optimizers
 from rest_jax.training.evaluators import Evaluator
 from rest_jax.training.interrupts import Interrupts, StopAsked
 from rest_jax.training.logbook import Logbook, Meter
-from rest_jax.training.optimizers import OptimizerConfig, make_optimizer
-from rest_jax.training.step import StepMetrics, make_train_step, place_batch
-from rest_jax.types import LossFn, Params
+from rest_jax.training.optimizers import OptimizerConfig
+from rest_jax.training.step import Objective, StepMetrics, make_train_step, place_batch
+from rest_jax.types import ContextLossFn, LossFn, Params
 
 FIT_NAME = "fit.json"
 PARAMS_NAME = "params"
@@ -109,7 +110,8 @@ class FitResult:
     Attributes:
       best_step: the step whose parameters are the result; the last step if nothing was evaluated.
       best_metrics: the evaluation at that step; empty if nothing was evaluated.
-      params: the parameters of that step, on the trainer's shardings.
+      params: the parameters of that step, on the trainer's shardings; of several parts the one that counts
+        (`Companions.result`).
       steps: the last step; below `train_steps` if patience ended it.
       history: all evaluations, rows {"step": …, metric: value, …}.
       params_digest: `checkpoints.params_digest` of `params`.
@@ -132,12 +134,20 @@ class Trainer:
       mesh: the devices, of `network.mesh.make_mesh`.
       param_shardings: a NamedSharding for each parameter, of `network.mesh.param_shardings`; None keeps
         them whole on every device.
+      companions: further networks and optimisers; then the loss takes a `LossContext` as a fourth argument.
 
     Raises:
       ConfigError: a micro-batch cannot be spread evenly over the mesh.
     """
 
-    def __init__(self, config: TrainerConfig, loss_fn: LossFn, mesh: Mesh, param_shardings: Any = None):
+    def __init__(
+        self,
+        config: TrainerConfig,
+        loss_fn: LossFn | ContextLossFn,
+        mesh: Mesh,
+        param_shardings: Any = None,
+        companions: Companions | None = None,
+    ):
         rows, ways = config.batch_size // config.microbatches, mesh.shape[DATA_AXIS]
         if rows % ways:
             raise errors.ConfigError(
@@ -145,8 +155,9 @@ class Trainer:
                 where="TrainerConfig.batch_size",
                 remedy=f"Choose a batch_size that is a multiple of {ways * config.microbatches}",
             )
-        self.config, self.loss_fn, self.mesh, self.param_shardings = config, loss_fn, mesh, param_shardings
-        self.optimizer, self.schedule = make_optimizer(config.optimizer)
+        self.config, self.mesh, self.param_shardings = config, mesh, param_shardings
+        self.companions = Companions() if companions is None else companions
+        self.objective = Objective(loss_fn, companions, config.train_steps)
 
     def fit(
         self,
@@ -156,16 +167,21 @@ class Trainer:
         folder: str | Path,
         logbook: Logbook,
         seed: int,
+        before_batch: Callable[[int, Params], None] | None = None,
     ) -> FitResult:
         """Trains from `init_params`, or goes on with what is in `folder`; at once if it is all there.
 
         Args:
           init_params: where training starts; they are copied and not changed.
           batch_at: the host batch of a step, a pure function of its number from 0; the same in all processes.
-          evaluators: judges (params, step) -> metrics. They must not keep the parameters.
+          evaluators: judges (params, step) -> metrics. They must not keep the parameters. Of several parts
+            they are given the one that counts.
           folder: where checkpoints and results go.
           logbook: where metrics and messages go; the phase is the folder's path below the run's.
           seed: of the dropout keys.
+          before_batch: called with a step and all parameters at that moment, just before the batch of the
+            step is asked for: for batches that the policy in training makes itself. It must not keep the
+            parameters, and may be called for a step again after a restart.
 
         Raises:
           NonFiniteError: `nonfinite_limit` steps in a row were not finite.
@@ -174,6 +190,7 @@ class Trainer:
           SystemExit: with code 42 after SIGTERM, once a checkpoint is saved.
         """
         fit = _Fit(self, batch_at, evaluators, Path(folder), logbook, seed)
+        fit.before_batch = before_batch
         with use_mesh(self.mesh), fit.interrupts.watch():
             result = fit.run(init_params)
             if fit.interrupts.asked(result.steps):
@@ -196,6 +213,7 @@ class _Fit:
         self.trainer, self.config, self.mesh = trainer, trainer.config, trainer.mesh
         self.batch_at, self.evaluators, self.folder = batch_at, evaluators, folder
         self.logbook, self.interrupts = logbook, Interrupts()
+        self.before_batch: Callable[[int, Params], None] | None = None
         self.phase = _phase_name(folder, logbook.run_dir)
         self.key_data = np.asarray(jax.random.key_data(stream_key(seed, Stream.DROPOUT)))
         self.history: list[dict[str, Any]] = []
@@ -205,9 +223,11 @@ class _Fit:
         self.window = StepAverages()
 
     def run(self, init_params: Params) -> FitResult:
-        config = self.config
+        config, trainer = self.config, self.trainer
+        self.lagging, self.frozen = trainer.companions.lagging, trainer.companions.frozen
+        self.optimizer, self.schedule = make_optimizers(config.optimizer, trainer.companions, init_params)
         abstract = states.abstract_state(
-            init_params, self.trainer.optimizer, self.mesh, self.trainer.param_shardings
+            init_params, self.optimizer, self.mesh, trainer.param_shardings, self.lagging
         )
         finished = read_fit(self.folder)
         if finished is not None and finished["train_steps"] == config.train_steps:
@@ -228,15 +248,18 @@ class _Fit:
         return self._finish(abstract.params)
 
     def _begin(self, init_params: Params, abstract: states.TrainState) -> None:
-        trainer = self.trainer
-        optimizer, schedule, microbatches = trainer.optimizer, trainer.schedule, self.config.microbatches
         self.train_step = make_train_step(
-            trainer.loss_fn, optimizer, schedule, microbatches, self.mesh, abstract
+            self.trainer.objective,
+            self.optimizer,
+            self.schedule,
+            self.config.microbatches,
+            self.mesh,
+            abstract,
         )
         resumed = self.store.resume_step()
         self.store.delete_after(resumed)
         if resumed is None:
-            self.state = states.init_state(init_params, optimizer, abstract)
+            self.state = states.init_state(init_params, self.optimizer, abstract, self.lagging)
         else:
             self.state = self.store.restore(resumed, abstract)
             self.step = resumed
@@ -259,6 +282,8 @@ class _Fit:
         )
 
     def _batch(self, step: int) -> Any:
+        if self.before_batch is not None:
+            self.before_batch(step, self.state.params)
         batch = self.batch_at(step)
         for leaf in jax.tree.leaves(batch):
             if np.shape(leaf)[:1] != (self.config.batch_size,):
@@ -273,7 +298,7 @@ class _Fit:
     def _train_one(self, meter: Meter) -> None:
         """Launches one step and reads the numbers of an earlier one."""
         batch = place_batch(self._batch(self.step), self.mesh)
-        self.state, metrics = self.train_step(self.state, batch, self.key_data)
+        self.state, metrics = self.train_step(self.state, batch, self.key_data, self.frozen)
         self.step += 1
         self.pending.append((self.step, metrics))
         self._read(keep=_STEPS_AHEAD)
@@ -338,7 +363,7 @@ class _Fit:
         metrics: dict[str, float] = {}
         began = time.monotonic()
         for evaluator in self.evaluators:
-            found = evaluator(self.state.params, self.step)
+            found = evaluator(self.trainer.companions.result_of(self.state.params), self.step)
             metrics |= {name: float(value) for name, value in found.items()}
         if self.config.best_metric not in metrics:
             raise errors.ConfigError(
@@ -371,7 +396,7 @@ class _Fit:
         config = self.config
         best = histories.best_row(self.history, config.best_metric, config.best_mode)
         best_step = self.step if best is None else best["step"]
-        params = self.store.restore_params(best_step, abstract_params)
+        params = self.trainer.companions.result_of(self.store.restore_params(best_step, abstract_params))
         fit = {
             "best_step": best_step,
             "best_metric": config.best_metric,
@@ -392,7 +417,9 @@ class _Fit:
         return FitResult(
             best_step=fit["best_step"],
             best_metrics=_metrics(best),
-            params=checkpoints.load_params(self.folder / PARAMS_NAME, abstract_params),
+            params=checkpoints.load_params(
+                self.folder / PARAMS_NAME, self.trainer.companions.result_of(abstract_params)
+            ),
             steps=fit["steps"],
             history=history,
             params_digest=fit["params_digest"],

@@ -26,11 +26,13 @@ def noise_loss(params, batch, dropout_key):
 def run_steps(mesh, loss_fn, params, batch, steps, microbatches=1):
     optimizer, schedule = make_optimizer(OptimizerConfig("sgd", b1=0.0, learning_rate=1.0, clip_norm=0.0))
     abstract = state.abstract_state(params, optimizer, mesh)
-    train_step = step.make_train_step(loss_fn, optimizer, schedule, microbatches, mesh, abstract)
+    train_step = step.make_train_step(
+        step.Objective(loss_fn), optimizer, schedule, microbatches, mesh, abstract
+    )
     current, seen = state.init_state(params, optimizer, abstract), []
     for _ in range(steps):
         before = np.asarray(current.params["w"])
-        current, metrics = train_step(current, step.place_batch(batch, mesh), np.zeros(2, np.uint32))
+        current, metrics = train_step(current, step.place_batch(batch, mesh), np.zeros(2, np.uint32), {})
         seen.append((before - np.asarray(current.params["w"]), jax.device_get(metrics)))
     return current, seen
 
