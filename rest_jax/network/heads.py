@@ -1,6 +1,8 @@
-"""The reward model: the policy's trunk with a scalar head, R(x, y) = sigmoid(score logit).
+"""Networks with a scalar head on the policy's trunk: the reward model and the value function.
 
-Floor 2. arXiv:2308.08998 section 3 trains such a model on rated translations; it reads no reference.
+Floor 2. The reward model R(x, y) = sigmoid(score logit) is trained on rated translations and reads no
+reference (arXiv:2308.08998, section 3). The value function V(x, y_{<t}) has a scalar at every target position
+(appendix A.8.4).
 """
 
 from __future__ import annotations
@@ -15,26 +17,26 @@ from rest_jax.types import PAD_ID
 
 
 class ScoreHead(nn.Module):
-    """Summary vector to scalar: one hidden GELU layer, in float32."""
+    """Vector to scalar: one hidden GELU layer, in float32."""
 
     hidden_dim: int
 
     @nn.compact
-    def __call__(self, summary_BxC: jax.Array) -> jax.Array:
-        """[B, C] to float32 [B]."""
+    def __call__(self, vectors: jax.Array) -> jax.Array:
+        """[..., C] to float32 [...]."""
         hidden = nn.Dense(
             self.hidden_dim,
             use_bias=False,
             kernel_init=nn.with_logical_partitioning(dense_init, ("embed", "mlp")),
             name="hidden",
-        )(summary_BxC.astype(jnp.float32))
+        )(vectors.astype(jnp.float32))
         score = nn.Dense(
             1,
             kernel_init=nn.with_logical_partitioning(dense_init, ("mlp", "score")),
             bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("score",)),
             name="output",
         )(jax.nn.gelu(hidden, approximate=True))
-        return score[:, 0]
+        return score[..., 0]
 
 
 class RewardModel(EncoderDecoder):
@@ -67,6 +69,47 @@ class RewardModel(EncoderDecoder):
             encoded, encoder_input_tokens_BxL, decoder_input_tokens_BxT, deterministic=deterministic
         )
         return self.score_head(summarise(hidden, decoder_input_tokens_BxT))
+
+
+class ValueModel(EncoderDecoder):
+    """Estimates, before each target token, the return that is to come."""
+
+    def setup(self) -> None:
+        """Declares the trunk and the head."""
+        super().setup()
+        self.score_head = ScoreHead(self.config.emb_dim)
+
+    def __call__(
+        self,
+        encoder_input_tokens_BxL: jax.Array,
+        decoder_input_tokens_BxT: jax.Array,
+        *,
+        encoder_segment_ids: jax.Array | None = None,
+        decoder_segment_ids: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """V(s_t) with s_t = (source, tokens before position t).
+
+        Args:
+          encoder_input_tokens_BxL: sources, int32.
+          decoder_input_tokens_BxT: targets shifted right, the start symbol (PAD) first, int32.
+          encoder_segment_ids: int32 [B, L] of packed rows, numbered from 1; 0 is padding.
+          decoder_segment_ids: int32 [B, T], likewise.
+          deterministic: no dropout; otherwise an rng named "dropout" is needed.
+
+        Returns:
+          float32 [B, T], on the scale of the returns.
+        """
+        encoded = self.encode(encoder_input_tokens_BxL, encoder_segment_ids, deterministic=deterministic)
+        hidden = self.decode_hidden(
+            encoded,
+            encoder_input_tokens_BxL,
+            decoder_input_tokens_BxT,
+            encoder_segment_ids=encoder_segment_ids,
+            decoder_segment_ids=decoder_segment_ids,
+            deterministic=deterministic,
+        )
+        return self.score_head(hidden)
 
 
 def summarise(hidden_BxTxE: jax.Array, decoder_input_tokens_BxT: jax.Array) -> jax.Array:

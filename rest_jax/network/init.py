@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from rest_jax.errors import ConfigError
 from rest_jax.network.config import T5Config
-from rest_jax.network.heads import RewardModel
+from rest_jax.network.heads import RewardModel, ValueModel
 from rest_jax.network.mesh import unbox
 from rest_jax.network.transformer import Transformer
 from rest_jax.types import Params
@@ -70,7 +70,18 @@ def init_reward_params(
     Raises:
       ConfigError: the policy's trunk has other shapes than `config`.
     """
-    fresh = _unboxed(RewardModel(config), key)
+    return _on_trunk(RewardModel(config), key, policy_params)
+
+
+def init_value_params(
+    config: T5Config, key: jax.Array, policy_params: Params | None = None
+) -> dict[str, Any]:
+    """Parameters of `ValueModel(config)`; arguments, tree and errors are those of `init_reward_params`."""
+    return _on_trunk(ValueModel(config), key, policy_params)
+
+
+def _on_trunk(model: nn.Module, key: jax.Array, policy_params: Params | None) -> dict[str, Any]:
+    fresh = _unboxed(model, key)
     if policy_params is None:
         return fresh
     trunk = {name: dict(policy_params[name]) for name in TRUNK}
@@ -82,6 +93,11 @@ def init_reward_params(
 def abstract_reward_params(config: T5Config) -> dict[str, Any]:
     """Shapes of the reward model's parameters, boxed with their logical axis names."""
     return jax.eval_shape(functools.partial(_boxed, RewardModel(config)), jax.random.key(0))
+
+
+def abstract_value_params(config: T5Config) -> dict[str, Any]:
+    """Shapes of the value function's parameters, boxed with their logical axis names."""
+    return jax.eval_shape(functools.partial(_boxed, ValueModel(config)), jax.random.key(0))
 
 
 def count_params(params: Any) -> int:
@@ -100,7 +116,7 @@ def _check_same_shapes(given: Any, wanted: Any) -> None:
         if given_shapes.get(name) != wanted_shapes.get(name):
             raise ConfigError(
                 f"{name} is {given_shapes.get(name, 'missing')} in the policy and "
-                f"{wanted_shapes.get(name, 'missing')} in the reward model",
+                f"{wanted_shapes.get(name, 'missing')} in the network with a head",
                 where="T5Config",
-                remedy="Start a reward model from a policy of the same size, or from nothing",
+                remedy="Start it from a policy of the same size, or from nothing",
             )

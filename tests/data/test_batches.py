@@ -307,3 +307,30 @@ def test_the_stream_of_examples_is_that_of_earlier_versions():
     """A run begun with one version and resumed with another must not see other batches."""
     data = _packed(_pairs(12), batch_size=2, seed=2**63)
     assert data.ids_at(0).tolist() + data.ids_at(4).tolist() == [10, 59, 24, 80, 17, 66]
+
+
+def test_numbers_of_tokens_lie_beside_their_tokens():
+    """Each column is the token's id times a factor, packed or not, in training and in evaluation."""
+    sources = RaggedTokens.from_lists([[5, 1], [6, 7, 1], [8, 1], [9, 3, 1]])
+    targets = RaggedTokens.from_lists([[11, 1], [12, 13, 14, 1], [15, 1], [1]])
+    pairs = TokenPairs(np.arange(4), sources, targets).with_columns(
+        {"half": targets.values.astype(np.float32) / 2, "place": np.arange(len(targets.values))}
+    )
+    for batch in (
+        *(
+            batches.PackedBatches(pairs, 2, 8, 8, seed=3, pack=p).at(k)
+            for p in (True, False)
+            for k in range(3)
+        ),
+        *batches.eval_batches(pairs, 2, 8, 8, pack=True),
+        *batches.eval_batches(pairs, 3, 8, 8),
+    ):
+        np.testing.assert_array_equal(batch.token_columns["half"], batch.decoder_target_tokens / 2)
+        assert batch.token_columns["half"].dtype == np.float32
+        counted = batch.decoder_loss_weights > 0
+        places = batch.token_columns["place"][counted]
+        np.testing.assert_array_equal(targets.values[places], batch.decoder_target_tokens[counted])
+    taken = pairs.take(np.array([3, 1]))
+    np.testing.assert_array_equal(taken.token_columns["half"], taken.targets.values / 2)
+    with pytest.raises(ValueError, match="half"):
+        pairs.with_columns({"half": np.zeros(3, np.float32)})

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rest_jax.network.heads import RewardModel, summarise
+from rest_jax.network.heads import RewardModel, ValueModel, summarise
+from rest_jax.network.init import abstract_value_params, init_value_params
+from rest_jax.network.mesh import unbox
 from rest_jax.network.transformer import Transformer
 from tests.network.tiny import SHALLOW, params_of, reward_params_of, rows, score_logits
 
@@ -85,3 +87,29 @@ def test_bfloat16_gives_float32_scores_near_those_of_float32():
     assert coarse.dtype == np.float32
     np.testing.assert_allclose(coarse, exact, atol=0.1)
     assert (coarse != exact).any()
+
+
+def test_a_value_sees_the_tokens_before_it_and_no_later_one():
+    sources, targets = _pairs()
+    params = init_value_params(SHALLOW, jax.random.key(1), params_of(SHALLOW))
+    model = ValueModel(SHALLOW)
+    values_BxT = np.asarray(model.apply({"params": params}, sources, targets))
+    assert values_BxT.shape == targets.shape
+    assert values_BxT.dtype == np.float32
+    changed = targets.copy()
+    changed[:, 3] = 11
+    moved = np.asarray(model.apply({"params": params}, sources, changed)) != values_BxT
+    assert not moved[:, :3].any()
+    assert moved[:, 3].all()
+
+
+def test_a_value_function_starts_from_the_trunk_of_a_policy():
+    policy = params_of(SHALLOW)
+    params = init_value_params(SHALLOW, jax.random.key(1), policy)
+    assert set(params) == {"token_embedder", "encoder", "decoder", "score_head"}
+    assert "logits_dense" not in params["decoder"]
+    np.testing.assert_array_equal(
+        params["token_embedder"]["embedding"], policy["token_embedder"]["embedding"]
+    )
+    shapes = jax.tree.map(np.shape, params)
+    assert jax.tree.map(np.shape, unbox(abstract_value_params(SHALLOW))) == shapes

@@ -1,0 +1,97 @@
+"""What a fixed network says of every target token of many pairs: log-probabilities, values.
+
+Floor 6. The offline-RL losses read quantities of networks that do not change while the policy is trained:
+the MLE policy of GOLD, the behaviour policy of V-trace, the behaviour value of OAC. They are computed once,
+packed row by packed row, and travel with the tokens as columns of the batch; a training step then costs no
+more than one of behaviour cloning.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rest_jax.data.batches import iterate_batches
+from rest_jax.network import heads, transformer
+from rest_jax.network.config import T5Config
+from rest_jax.network.mesh import batch_sharding, replicated, use_mesh
+from rest_jax.objectives.policy import token_log_probs
+from rest_jax.phases.workspace import Workspace
+from rest_jax.training.step import place_batch
+from rest_jax.types import Params, Seq2SeqBatch, TokenPairs
+
+# (params, batch) -> float [B, T]
+TokenFn = Callable[[Params, Seq2SeqBatch], jax.Array]
+_PLACE = "place"
+
+
+def apply_to_batch(model: Any, params: Params, batch: Seq2SeqBatch, **dropout: Any) -> jax.Array:
+    """A network of source and shifted target applied to a batch, packed or not."""
+    return jnp.asarray(
+        model.apply(
+            {"params": params},
+            batch.encoder_input_tokens,
+            batch.decoder_input_tokens,
+            encoder_segment_ids=batch.encoder_segment_ids,
+            decoder_segment_ids=batch.decoder_segment_ids,
+            **dropout,
+        )
+    )
+
+
+def log_probs(workspace: Workspace, params: Params, pairs: TokenPairs, batch_size: int) -> np.ndarray:
+    """log π(y_t | y_{<t}, x) at temperature 1, float32 [target tokens], as `pairs.targets.values` lies.
+
+    Args:
+      workspace: the run; the network is its policy's.
+      params: of a policy.
+      pairs: any; each must fit a training row.
+      batch_size: rows at a time, over all devices.
+    """
+    model = transformer.Transformer(workspace.experiment.policy)
+
+    def compute(params: Params, batch: Seq2SeqBatch) -> jax.Array:
+        logits_BxTxV = apply_to_batch(model, params, batch, deterministic=True)
+        return token_log_probs(logits_BxTxV, jnp.asarray(batch.decoder_target_tokens))
+
+    return _over_tokens(workspace, compute, params, pairs, batch_size)
+
+
+def values(
+    workspace: Workspace, network: T5Config, params: Params, pairs: TokenPairs, batch_size: int
+) -> np.ndarray:
+    """V(x, y_{<t}) before each target token, float32 [target tokens]; arguments as for `log_probs`."""
+    model = heads.ValueModel(network)
+
+    def compute(params: Params, batch: Seq2SeqBatch) -> jax.Array:
+        return apply_to_batch(model, params, batch, deterministic=True)
+
+    return _over_tokens(workspace, compute, params, pairs, batch_size)
+
+
+def of_each_token(pairs: TokenPairs, numbers_n: np.ndarray) -> np.ndarray:
+    """One number a pair, repeated for each of its target tokens: float32 [target tokens]."""
+    return np.repeat(np.asarray(numbers_n, np.float32), pairs.targets.lengths)
+
+
+def _over_tokens(
+    workspace: Workspace, compute: TokenFn, params: Params, pairs: TokenPairs, batch_size: int
+) -> np.ndarray:
+    experiment, mesh = workspace.experiment, workspace.mesh
+    found = np.zeros(len(pairs.targets.values), np.float32)
+    placed = TokenPairs(pairs.ids, pairs.sources, pairs.targets, {_PLACE: np.arange(len(found))})
+    rows = iterate_batches(placed, batch_size, experiment.source_length, experiment.target_length, pack=True)
+    run = jax.jit(compute, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+    with use_mesh(mesh):
+        for batch in rows:
+            places_BxT = np.asarray(batch.token_columns[_PLACE])
+            bare = dataclasses.replace(batch, token_columns={})
+            numbers_BxT = np.asarray(jax.device_get(run(params, place_batch(bare, mesh))))
+            counted_BxT = np.asarray(batch.decoder_loss_weights) > 0
+            found[places_BxT[counted_BxT]] = numbers_BxT[counted_BxT]
+    return found
