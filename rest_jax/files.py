@@ -224,6 +224,47 @@ def verify_seal(folder: str | os.PathLike[str]) -> Seal:
     return seal
 
 
+def adopt(folder: str | os.PathLike[str], other: str | os.PathLike[str], identity: str) -> bool:
+    """Takes over the sealed output of another run, if it is of this identity; nothing of it is read by eye.
+
+    Files are linked where the file system allows it and copied elsewhere: no code changes a committed file in
+    place, so that neither run sees what the other does later.
+
+    Args:
+      folder: where it is wanted; untouched if work on it has begun.
+      other: where the other run has it.
+      identity: digest of what the output must depend on.
+
+    Returns:
+      Whether it was taken over.
+
+    Raises:
+      IntegrityError: the other's output is of this identity and damaged.
+      OutputError: the folder cannot be written.
+    """
+    base, origin = Path(folder), Path(other)
+    found = read_seal(origin)
+    if found is None or found.identity != identity or (base / IDENTITY_NAME).exists():
+        return False
+    verify_seal(origin)
+    try:
+        for name in (*found.files, IDENTITY_NAME, SEAL_NAME):  # the seal last
+            _link(origin / name, base / name)
+    except OSError as error:
+        raise output_error(error, base) from error
+    return True
+
+
+def _link(path: Path, new: Path) -> None:
+    new.parent.mkdir(parents=True, exist_ok=True)
+    new.unlink(missing_ok=True)
+    try:
+        os.link(path, new)
+    except OSError:  # another file system, or one without links
+        with atomic_path(new) as temporary:
+            shutil.copyfile(path, temporary)
+
+
 def claim(folder: str | os.PathLike[str], identity: Mapping[str, Any]) -> str:
     """Marks a folder as the place of one piece of work, and returns the digest of that identity.
 

@@ -7,6 +7,7 @@ whole tree, so a mistake in the settings of the last phase stops the first one.
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Literal
 
 from rest_jax import errors
@@ -223,6 +224,8 @@ class Experiment:
       grow_steps: G.
       decoding: the fixed shapes that sampling and search run in; part of the identity of what they make.
       mesh: how devices are arranged.
+      base_run: the folder of another run; a step that it has sealed and that depends on the very same things
+        (settings, seed, inputs) is taken over instead of being done again. No identity has it.
       shard: which of several jobs this is ("2/8"), for grow and annotate; None does all. It is about one
         command and not about the run: no identity has it.
     """
@@ -242,6 +245,7 @@ class Experiment:
     grow_steps: int = 1
     decoding: batching.DecodeBatching = batching.DecodeBatching()
     mesh: mesh.MeshConfig = mesh.MeshConfig()
+    base_run: str | None = None
     shard: str | None = None
 
     def __post_init__(self) -> None:
@@ -275,6 +279,12 @@ class Experiment:
         )
         _require(self.grow_steps >= 1, f"grow_steps is {self.grow_steps}", "GROW_STEPS", "Give at least 1")
         _require(bool(self.model_dir), "MODEL_DIR is empty", "MODEL_DIR", "Name the run folder")
+        _require(
+            self.base_run is None or os.path.isdir(self.base_run),
+            f"no run folder {self.base_run}",
+            "BASE_RUN",
+            "Name the MODEL_DIR of a run that shares its first steps with this one, or leave BASE_RUN out",
+        )
         _require(0 <= self.seed < 2**63, f"seed {self.seed} is out of range", "SEED", "Give 0 to 2**63 - 1")
         _require(
             self.job is None or self.job.count <= self.grow.shards,

@@ -180,6 +180,7 @@ class Workspace:
           ConfigError: the folder holds output of another identity.
         """
         name = folder.relative_to(self.run_dir).as_posix()
+        self._adopt(folder, self.identity(phase, identity))
         digest = self._claim(folder, self.identity(phase, identity), repairs_itself)
         if files.read_seal(folder) is None:
             started = time.monotonic()
@@ -221,6 +222,18 @@ class Workspace:
     def identity(self, phase: str, identity: Mapping[str, Any]) -> dict[str, Any]:
         """What the output of a step depends on, the phase and the run's seed included."""
         return {"phase": phase, "seed": self.experiment.seed, **identity}
+
+    def _adopt(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        """Takes the step over from the base run, if that has made it from the same things."""
+        base = self.experiment.base_run
+        if base is not None and processes.is_lead():
+            name = folder.relative_to(self.run_dir)
+            digest = files.digest_of(json.loads(files.canonical_json(identity)))
+            if files.adopt(folder, Path(base).absolute() / name, digest):
+                self.logbook.say(
+                    f"{name.as_posix()} is taken over from {base}: it was made from the same things"
+                )
+        processes.barrier(f"adopted:{folder}")
 
     def _claim(self, folder: Path, identity: Mapping[str, Any], repairs_itself: bool) -> str:
         """Marks the folder, takes the seal off a damaged one that can be mended, and returns the digest."""

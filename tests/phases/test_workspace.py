@@ -106,3 +106,53 @@ def test_a_vocabulary_must_fit_the_network():
     check_vocabulary_fits(100, 100)
     with pytest.raises(errors.ConfigError, match="101 pieces .* 100 rows .*at least 101"):
         check_vocabulary_fits(101, 100)
+
+
+def based(tmp_path, base, *bindings):
+    """A second run that may take steps over from the first."""
+    return places.workspace(tmp_path / "second", f'BASE_RUN="{base.run_dir}"', *bindings)
+
+
+def test_a_step_of_the_same_things_is_taken_over_from_the_base_run(place, tmp_path):
+    first = run(place, Work(place.run_dir / "part"))
+    other = based(tmp_path, place)
+    work = Work(other.run_dir / "part")
+    assert run(other, work) == first
+    assert work.times == 0
+    assert (work.folder / "a.txt").read_text(encoding="utf-8") == "alpha"
+    assert not (work.folder / "log").exists()  # scratch is no part of it
+    assert [entry["step"] for entry in read_ledger(other.run_dir)] == ["part"]
+    # The base may go: the second run has all that it took.
+    files.clear_folder(place.run_dir)
+    files.verify_seal(work.folder)
+
+
+def test_a_step_of_other_things_is_done_anew_beside_a_base_run(place, tmp_path):
+    run(place, Work(place.run_dir / "part"))
+    for n, (identity, bindings) in enumerate([({"x": 2}, ()), ({"x": 1}, ("SEED=5",))]):
+        other = based(tmp_path / str(n), place, *bindings)
+        work = Work(other.run_dir / "part")
+        run(other, work, identity)
+        assert work.times == 1
+
+
+def test_work_that_has_begun_is_not_replaced_by_the_base_run(place, tmp_path):
+    run(place, Work(place.run_dir / "part"))
+    other = based(tmp_path, place)
+    work = Work(other.run_dir / "part")
+    files.claim(work.folder, other.identity("grow", {"x": 1}))
+    run(other, work)
+    assert work.times == 1
+
+
+def test_a_damaged_base_run_is_named(place, tmp_path):
+    run(place, Work(place.run_dir / "part"))
+    (place.run_dir / "part" / "a.txt").write_text("beta", encoding="utf-8")
+    other = based(tmp_path, place)
+    with pytest.raises(errors.IntegrityError, match=r"run/part/a\.txt has other bytes"):
+        run(other, Work(other.run_dir / "part"))
+
+
+def test_a_base_run_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(errors.ConfigError, match="no run folder nowhere"):
+        places.workspace(tmp_path, 'BASE_RUN="nowhere"')
