@@ -29,13 +29,13 @@ import pyarrow as pa
 
 from rest_jax import files
 from rest_jax.data import candidates
-from rest_jax.objectives import filters
-from rest_jax.phases.grow_set import GrowSet
+from rest_jax.objectives import filters, selections
+from rest_jax.phases.grow_set import Dataset, GrowSet, Sieve
 from rest_jax.phases.grow_summary import describe_samples
 from rest_jax.types import RaggedTokens
 
 REWARD = "learned"
-TAU, PERCENTILE = 0.95, 0.9
+TAU, PERCENTILE, BEST = 0.95, 0.9, 4
 VOCABULARY = 32_000
 PIECE_LETTERS = 5  # of each token's text, a space at the end
 SOURCES_AT_ONCE = 250
@@ -143,7 +143,8 @@ def write_rewards(folder: Path) -> None:
 
 def open_set(folder: Path) -> GrowSet:
     """The store as Improve opens it."""
-    return GrowSet(candidates.CandidateReader(folder, [REWARD]), REWARD, np.zeros(0))
+    nothing = Dataset(np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.int64))
+    return GrowSet({1: candidates.CandidateReader(folder, [REWARD])}, REWARD, nothing)
 
 
 def run(folder: Path, sources: int, samples_per_source: int, shards: int) -> dict[str, object]:
@@ -160,9 +161,18 @@ def run(folder: Path, sources: int, samples_per_source: int, shards: int) -> dic
         read = sum(len(batch) for batch in candidates.read_batches(folder, rewards=[REWARD]))
         line["result"] = f"{read:,} rows"
     with watch.measure(f"threshold by value ({TAU})") as line:
-        survivors = open_set(folder).survivors(TAU, drop_truncated=True)
+        survivors = open_set(folder).survivors(Sieve(filters.threshold_rule(TAU)))
         line["result"] = f"{survivors.counts.kept:,} survivors with their tokens"
     del survivors
+    per_source = {
+        f"percentile {PERCENTILE} of each source": selections.PercentileSchedule((PERCENTILE,)),
+        f"best {BEST} of each source": selections.TopKSchedule((BEST,)),
+    }
+    for what, schedule in per_source.items():
+        with watch.measure(what) as line:
+            (rule,) = schedule.rules(())
+            counts = open_set(folder).survivors(Sieve(rule)).counts
+            line["result"] = f"{counts.kept:,} survivors; {counts.sources_with_none:,} sources have none"
     with watch.measure(f"threshold by percentile ({PERCENTILE})") as line:
         rewards = open_set(folder).rewards
         (tau,) = filters.ThresholdSchedule(quantiles=(PERCENTILE,)).absolute(rewards)

@@ -10,13 +10,14 @@ binding that no object reads, a misspelt macro, a value of the wrong type, a req
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import os
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from rest_jax.data import corpora, vocabulary
 from rest_jax.generation import batching, sampler, search
 from rest_jax.network import config as network_config
 from rest_jax.network import mesh
-from rest_jax.objectives import filters
+from rest_jax.objectives import filters, guards, selections
 from rest_jax.phases import experiment
 from rest_jax.rewards import ratings
 from rest_jax.training import optimizers, trainer
@@ -47,6 +48,10 @@ CONFIGURABLES: tuple[type, ...] = (
     search.BeamConfig,
     batching.DecodeBatching,
     filters.ThresholdSchedule,
+    selections.PercentileSchedule,
+    selections.MeanMaxSchedule,
+    selections.TopKSchedule,
+    guards.GuardConfig,
     ratings.RaterConfig,
     experiment.BehaviourCloningConfig,
     experiment.RewardModelConfig,
@@ -89,7 +94,7 @@ def load_experiment(
     paths = search_paths(gin_search_paths)
     for name in gin_files:
         _require_file(name, paths)
-    with gin.unlock_config():
+    with gin.unlock_config(), _replaced_objects_forgotten():
         _parse(gin_files, bindings, paths)
     _check_values()
     try:
@@ -144,6 +149,45 @@ def _parse(gin_files: Sequence[str], bindings: Sequence[str], paths: Sequence[st
             gin.parse_config(binding)
         except Exception as error:
             raise _parse_error(error, f"--gin.{binding}") from error
+
+
+@contextlib.contextmanager
+def _replaced_objects_forgotten() -> Iterator[None]:
+    """While it lasts, an object that a later line replaces takes the bindings made for it along.
+
+    A run file binds `ImproveConfig.selection = @ThresholdSchedule()` and its thresholds. Where a file behind
+    it chooses another filter, the thresholds are not forgotten bindings but have gone with their schedule.
+    Bindings that come after the replacement stay, and nothing reads them.
+    """
+    bind = gin.config.bind_parameter
+
+    def binding(key: Any, value: Any) -> None:
+        parsed = gin.config.ParsedBindingKey.parse(key)
+        before = gin.config._CONFIG.get(parsed.config_key, {}).get(parsed.arg_name)
+        bind(key, value)
+        if not isinstance(before, gin.config.ConfigurableReference) or before.selector == _MACRO:
+            return
+        left = {reference.config_key for reference in _references()}
+        scope, selector = before.config_key
+        if scope and (scope, selector) not in left:
+            gin.config._CONFIG.pop((scope, selector), None)
+        if selector not in {other for _, other in left}:  # what has no scope holds in all of them
+            gin.config._CONFIG.pop(("", selector), None)
+
+    gin.config.bind_parameter = binding
+    try:
+        yield
+    finally:
+        gin.config.bind_parameter = bind
+
+
+def _references() -> Iterator[Any]:
+    """The references to objects that are bound at present."""
+    for values in gin.config._CONFIG.values():
+        for value in values.values():
+            for inner in value if isinstance(value, (tuple, list)) else [value]:
+                if isinstance(inner, gin.config.ConfigurableReference):
+                    yield inner
 
 
 def _find(name: str, paths: Sequence[str]) -> Path | None:

@@ -48,6 +48,31 @@ def derived_seed(seed: int, *address: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def address_hash(seed: int, *address: np.ndarray) -> np.ndarray:
+    """A pseudo-random number of 64 bits for each address, on the host: uint64 [n].
+
+    The parts of the address are stirred in one after another by the finaliser of SplitMix64 (Steele, Lea and
+    Flood 2014), whose every output bit depends on every input bit. Good for choosing, not for secrets.
+
+    Args:
+      seed: 0 to 2**64 - 1.
+      *address: integers [n], such as example ids and sample indices; at least one.
+    """
+    rows = len(address[0])
+    state = np.full(rows, seed, np.uint64)
+    for part in (np.zeros(rows, np.int64), *address):
+        state = _mixed(state ^ np.asarray(part).astype(np.int64, copy=False).view(np.uint64))
+    return state
+
+
+def _mixed(state: np.ndarray) -> np.ndarray:
+    """The next output of SplitMix64 for each state, uint64 [n]; products wrap around."""
+    mixed = state + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
 def split_ids(example_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Splits int64 or uint64 ids [S] into their high and low 32-bit halves, each uint32 [S]."""
     ids = np.asarray(example_ids).astype(np.uint64)

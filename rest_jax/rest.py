@@ -30,7 +30,7 @@ class Step(NamedTuple):
 
 
 def plan(experiment: Experiment) -> Iterator[Step]:
-    """The steps of Algorithm 1 in order, for G Grow steps of I Improve steps each."""
+    """The steps of Algorithm 1 in order, for G Grow steps with their Improve steps."""
     yield Step("vocab")
     yield Step("pretrain")
     yield Step("reward_model")
@@ -38,7 +38,7 @@ def plan(experiment: Experiment) -> Iterator[Step]:
     for g in range(1, experiment.grow_steps + 1):
         yield Step("grow", grow=g)
         yield Step("annotate", grow=g)
-        for i in range(1, experiment.improve.steps + 1):
+        for i in range(1, experiment.improve.steps_of(g) + 1):
             name = PolicyName(g, i)
             yield Step("improve", name)
             yield Step("evaluate", name)

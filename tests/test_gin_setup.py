@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rest_jax import errors, gin_setup
+from rest_jax.objectives import filters, selections
 from rest_jax.phases.experiment import Experiment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,7 +76,7 @@ def test_the_tree_has_run_files_and_fragments():
 def test_a_run_file_builds_an_experiment(name):
     experiment = load(name)
     assert isinstance(experiment, Experiment)
-    assert experiment.improve.steps >= 1
+    assert experiment.improve.steps_of(1) >= 1
 
 
 def test_every_file_of_phases_is_part_of_a_run():
@@ -131,6 +132,46 @@ def text_with_includes_of(text: str) -> str:
 @pytest.mark.parametrize("name", [n for n in FRAGMENTS if n.split("/")[1] != "tasks"])
 def test_a_fragment_may_follow_the_demo(name):
     assert isinstance(load(DEMO, name), Experiment)
+
+
+def test_a_filter_that_is_replaced_takes_its_settings_along():
+    of_demo = load(DEMO).improve.selection
+    assert of_demo == filters.ThresholdSchedule(quantiles=(0.6, 0.8))
+    percentile = load(DEMO, "gin_configs/filters/percentile.gin").improve
+    assert percentile.selection == selections.PercentileSchedule((0.75, 0.9, 0.95))
+    assert (percentile.steps_of(1), percentile.steps_of(2)) == (3, 3)
+    top = load(DEMO, "gin_configs/filters/percentile.gin", "gin_configs/filters/top_k.gin").improve
+    assert (top.selection, top.dataset) == (selections.TopKSchedule((1,)), "none")
+    em = load(DEMO, "gin_configs/filters/rest_em.gin").improve
+    assert (em.selection, em.max_per_source) == (filters.ThresholdSchedule(values=(0.5,)), 10)
+
+
+def test_a_setting_that_comes_after_its_filter_was_replaced_is_named():
+    with pytest.raises(errors.ConfigError, match=r"no part of the program reads ThresholdSchedule\.values"):
+        load(DEMO, "gin_configs/filters/top_k.gin", bindings=["ThresholdSchedule.values = (0.5,)"])
+    with pytest.raises(errors.ConfigError, match=r"no part of the program reads TopKSchedule\.counts"):
+        load(DEMO, bindings=["TopKSchedule.counts = (2, 1)"])
+
+
+def test_later_grow_steps_may_have_filters_of_their_own():
+    given = [
+        "ImproveConfig.later_selection = @later/ThresholdSchedule()",
+        "later/ThresholdSchedule.quantiles = (0.9,)",
+        "GuardConfig.length_ratio = (0.5, 2.0)",
+        "ImproveConfig.model_share = 0.75",
+    ]
+    improve = load(DEMO, bindings=given).improve
+    assert improve.selection == filters.ThresholdSchedule(quantiles=(0.6, 0.8))
+    assert improve.later_selection == filters.ThresholdSchedule(quantiles=(0.9,))
+    assert [improve.steps_of(grow) for grow in (1, 2, 3)] == [2, 1, 1]
+    assert improve.guards.length_ratio == (0.5, 2.0)
+    # Its unscoped settings are still read by the later filter when the first is replaced.
+    mixed = load(
+        DEMO,
+        bindings=[given[0], "ImproveConfig.selection = @TopKSchedule()", "TopKSchedule.counts = (2,)"],
+    ).improve
+    assert mixed.selection_of(1) == selections.TopKSchedule((2,))
+    assert mixed.selection_of(2) == filters.ThresholdSchedule(quantiles=(0.6, 0.8))
 
 
 def test_networks_have_the_sizes_of_the_papers():
@@ -199,7 +240,7 @@ def test_the_stored_configuration_gives_the_same_experiment(name, tmp_path):
 def test_the_stored_configuration_states_the_defaults_too():
     load(DEMO)
     text = gin_setup.operative_config()
-    assert "ImproveConfig.filter_dataset = True" in text
+    assert "ImproveConfig.dataset = 'filtered'" in text
     assert "SamplingConfig.top_k = 0" in text
 
 
@@ -260,6 +301,14 @@ MISTAKES = {
         "exactly one",
     ),
     "threshold out of range": ("ThresholdSchedule.quantiles=(0.8, 1.2)", "1.2 is not in [0, 1]", ""),
+    "length ratio the wrong way round": (
+        "GuardConfig.length_ratio=(2.0, 0.5)",
+        "(2.0, 0.5) is not a pair (low, high) with 0 <= low < high [GuardConfig.length_ratio]",
+        "like (0.5, 2.0)",
+    ),
+    "cap that keeps nothing": ("ImproveConfig.max_per_source=0", "a cap of 0 keeps nothing", "at least 1"),
+    "model share out of range": ("ImproveConfig.model_share=1.5", "1.5 is not in [0, 1]", "natural union"),
+    "unknown use of D": ("ImproveConfig.dataset='all'", "'all'", "filtered"),
     "share out of range": ("T5Config.dropout_rate=1.5", "1.5", ""),
     "count out of range": ("GROW_STEPS=0", "grow_steps is 0 [GROW_STEPS]", "at least 1"),
     "seed out of range": ("SEED=-1", "seed -1 is out of range [SEED]", "2**63"),

@@ -1,7 +1,7 @@
-"""The filter of Improve: which samples a rising threshold lets through (arXiv:2308.08998, section 3).
+"""The paper's filter: one rising threshold for all sources (arXiv:2308.08998, section 3).
 
 Floor 1, on the host, in float64. A reward that is missing (NaN) or infinite never passes, is never ranked and
-never averaged.
+never averaged. The filters that judge each source on its own are in `selections`.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from rest_jax import errors
 from rest_jax.objectives import statistics
+from rest_jax.objectives.rules import Rule, checked_schedule
 
 REPORTED_QUANTILES = (0.0, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 
@@ -67,7 +67,8 @@ class ThresholdSchedule:
                 f"{state} given", where="ThresholdSchedule", remedy="Give exactly one of the two lists"
             )
         name = "values" if self.quantiles is None else "quantiles"
-        object.__setattr__(self, name, _checked_list(getattr(self, name), f"ThresholdSchedule.{name}"))
+        checked = checked_schedule(getattr(self, name), f"ThresholdSchedule.{name}", noun="threshold")
+        object.__setattr__(self, name, checked)
 
     def __len__(self) -> int:
         return len(self.values or self.quantiles or ())
@@ -85,214 +86,56 @@ class ThresholdSchedule:
         assert self.quantiles is not None
         return quantile_thresholds(rewards, self.quantiles)
 
+    def rules(self, rewards: np.ndarray | Iterable[np.ndarray]) -> tuple[Rule, ...]:
+        """A rule a step: one strict threshold for all sources; quantiles are taken of `rewards`.
 
-def _checked_list(thresholds: Any, where: str) -> tuple[float, ...]:
-    try:
-        checked = tuple(float(threshold) for threshold in thresholds)
-    except (TypeError, ValueError) as error:
-        raise errors.ConfigError(
-            f"{thresholds!r} is not a list of numbers", where=where, remedy="Write it like (0.7, 0.8, 0.9)"
-        ) from error
-    if not checked:
-        raise errors.ConfigError(
-            "threshold list is empty", where=where, remedy="Give one threshold an Improve step"
-        )
-    for threshold in checked:
-        if not 0.0 <= threshold <= 1.0:
-            raise errors.ConfigError(
-                f"threshold {threshold} is not in [0, 1]", where=where, remedy="Rewards are scaled to [0, 1]"
-            )
-    for before, after in zip(checked, checked[1:], strict=False):
-        if after <= before:
-            verb = "falls" if after < before else "does not rise"
-            raise errors.ConfigError(
-                f"threshold list {verb}: {before} then {after}",
-                where=where,
-                remedy="List the thresholds strictly rising, one an Improve step",
-            )
-    return checked
+        Raises:
+          DataError: quantiles are asked for and no reward is finite.
+        """
+        absolute = self.absolute(rewards)
+        shares = self.quantiles or (None,) * len(absolute)
+        return tuple(threshold_rule(tau, share) for tau, share in zip(absolute, shares, strict=True))
 
 
-@dataclasses.dataclass(frozen=True)
-class FilterReport:
-    """What a threshold let through.
-
-    Attributes:
-      mask: bool [n], the samples kept.
-      threshold: tau, absolute.
-      kept: samples kept.
-      total: samples there were.
-      missing: samples whose reward is NaN or infinite.
-      sources: different example ids.
-      sources_with_none: example ids without a kept sample.
-      mean_kept: mean reward of the kept, NaN where there are none.
-      quantiles: of the finite rewards before the filter, by share; empty where none is finite.
-    """
-
-    mask: np.ndarray
-    threshold: float
-    kept: int
-    total: int
-    missing: int
-    sources: int
-    sources_with_none: int
-    mean_kept: float
-    quantiles: dict[float, float]
-
-    def facts(self) -> dict[str, Any]:
-        """The report without the mask, as JSON can hold it (None for NaN)."""
-        return {
-            "threshold": self.threshold,
-            "kept": self.kept,
-            "total": self.total,
-            "missing": self.missing,
-            "sources": self.sources,
-            "sources_with_none": self.sources_with_none,
-            "mean_kept": None if math.isnan(self.mean_kept) else self.mean_kept,
-            "quantiles": {str(share): value for share, value in self.quantiles.items()},
-        }
-
-
-def keep(
-    rewards: np.ndarray, example_ids: np.ndarray, tau: float, *, allow_empty: bool = False
-) -> FilterReport:
-    """Filters samples by their reward, strictly above `tau`, and counts what is left.
+def threshold_rule(tau: float, quantile: float | None = None) -> Rule:
+    """The strict filter by one threshold for all sources, as a rule.
 
     Args:
-      rewards: float [n].
-      example_ids: int [n], the source that each is a sample of.
       tau: absolute threshold.
-      allow_empty: report an empty result instead of raising, for one part of a union.
+      quantile: the share that it was taken from, if it was.
 
     Raises:
-      DataError: nothing is left; the message states the quantiles of the rewards.
       ConfigError: tau is NaN.
     """
-    rewards = np.asarray(rewards, np.float64)
-    example_ids = np.asarray(example_ids)
-    _check_tau(tau)
-    if rewards.shape != example_ids.shape:
-        raise ValueError(f"{rewards.shape} rewards for {example_ids.shape} example ids")
-    mask = above_threshold(rewards, tau)
-    kept = int(mask.sum())
-    if not kept and not allow_empty:
-        raise nothing_kept(rewards, tau)
-    finite = np.isfinite(rewards)
-    points = quantile_thresholds(rewards, REPORTED_QUANTILES) if finite.any() else ()
-    sources = len(np.unique(example_ids))
-    return FilterReport(
-        mask=mask,
+    if math.isnan(tau):
+        raise errors.ConfigError("the threshold is NaN", where="filter", remedy="Give a number in [0, 1]")
+    return Rule(
+        "threshold",
+        tau,
+        f"threshold {tau:.6g}",
+        "Lower ThresholdSchedule.values, or give quantiles instead",
+        lambda rewards, starts: above_threshold(rewards, tau),
         threshold=float(tau),
-        kept=kept,
-        total=int(rewards.size),
-        missing=int((~finite).sum()),
-        sources=sources,
-        sources_with_none=sources - len(np.unique(example_ids[mask])),
-        mean_kept=float(rewards[mask].mean()) if kept else math.nan,
-        quantiles=dict(zip(REPORTED_QUANTILES, points, strict=False)),
+        quantile=quantile,
     )
 
 
-class StreamedFilter:
-    """The filter for samples that come piece by piece, sorted by source: `keep` in constant memory.
-
-    Args:
-      tau: absolute threshold.
-
-    Attributes:
-      sources: different example ids so far.
-
-    Raises:
-      ConfigError: tau is NaN.
-    """
-
-    def __init__(self, tau: float):
-        _check_tau(tau)
-        self._tau = tau
-        self._all, self._kept = statistics.Summary(), statistics.Summary()
-        self.sources = self._sources_kept = 0
-        self._last: int | None = None
-        self._last_kept: int | None = None
-
-    def __call__(self, rewards: np.ndarray, example_ids: np.ndarray) -> np.ndarray:
-        """Which samples of the next piece pass, bool [n]; the counts go on.
-
-        Args:
-          rewards: float [n].
-          example_ids: int [n], rising, and from where the piece before ended.
-
-        Raises:
-          ValueError: the ids fall, or are not as many as the rewards.
-        """
-        if rewards.shape != example_ids.shape:
-            raise ValueError(f"{rewards.shape} rewards for {example_ids.shape} example ids")
-        mask = above_threshold(rewards, self._tau)
-        self._all.add(rewards)
-        self._kept.add(rewards[mask])
-        new, self._last = _sources_in(example_ids, self._last)
-        new_kept, self._last_kept = _sources_in(example_ids[mask], self._last_kept)
-        self.sources += new
-        self._sources_kept += new_kept
-        return mask
-
-    @property
-    def total(self) -> int:
-        """Samples there were."""
-        return self._all.total
-
-    @property
-    def kept(self) -> int:
-        """Samples kept."""
-        return self._kept.total
-
-    @property
-    def missing(self) -> int:
-        """Samples whose reward is NaN or infinite."""
-        return self._all.total - self._all.finite
-
-    @property
-    def sources_with_none(self) -> int:
-        """Sources without a kept sample."""
-        return self.sources - self._sources_kept
-
-    @property
-    def mean_kept(self) -> float:
-        """Mean reward of the kept, NaN where there are none."""
-        return self._kept.mean
-
-
-def _sources_in(sorted_ids: np.ndarray, last: int | None) -> tuple[int, int | None]:
-    """How many ids of a sorted piece are new after `last`, and the last of the piece."""
-    if not sorted_ids.size:
-        return 0, last
-    steps = np.diff(sorted_ids)
-    first = int(sorted_ids[0])
-    if (steps < 0).any() or (last is not None and first < last):
-        raise ValueError("the samples are not sorted by their source")
-    return int((steps > 0).sum()) + (first != last), int(sorted_ids[-1])
-
-
-def _check_tau(tau: float) -> None:
-    if math.isnan(tau):
-        raise errors.ConfigError("the threshold is NaN", where="filter", remedy="Give a number in [0, 1]")
-
-
-def nothing_kept(rewards: np.ndarray | Iterable[np.ndarray], tau: float) -> errors.DataError:
-    """The error that a threshold keeps nothing of all rewards; it states their quantiles."""
+def nothing_kept(rewards: np.ndarray | Iterable[np.ndarray], rule: Rule) -> errors.DataError:
+    """The error that a rule keeps nothing of all rewards; it states their quantiles."""
     seen = statistics.Summary()
     for chunk in statistics.in_chunks(rewards):
         seen.add(chunk)
     if not seen.finite:
         return errors.DataError(
-            f"threshold {tau:.6g} keeps 0 of {seen.total} (no reward is a finite number)",
-            remedy="Look at what the reward model returned",
+            f"{rule.said} keeps 0 of {seen.total} (no reward is a finite number)",
+            remedy="Look at what the reward model returned, and at what GuardConfig takes out",
         )
     shares = [share for share in REPORTED_QUANTILES if 0.5 <= share < 1]
     points = zip(shares, quantile_thresholds(rewards, shares), strict=True)
     shown = ", ".join(f"{share:g}: {value:.4g}" for share, value in points)
     return errors.DataError(
-        f"threshold {tau:.6g} keeps 0 of {seen.total} (max reward {seen.maximum:.6g}; quantiles {shown})",
-        remedy="Lower ThresholdSchedule.values, or give quantiles instead",
+        f"{rule.said} keeps 0 of {seen.total} (max reward {seen.maximum:.6g}; quantiles {shown})",
+        remedy=rule.remedy,
     )
 
 

@@ -15,7 +15,7 @@ from rest_jax.data import corpora, vocabulary
 from rest_jax.generation import batching, sampler, search
 from rest_jax.network import config as network_config
 from rest_jax.network import mesh
-from rest_jax.objectives import filters
+from rest_jax.objectives import filters, guards, selections
 from rest_jax.phases.jobs import Job
 from rest_jax.rewards import ratings
 from rest_jax.training import trainer
@@ -26,6 +26,13 @@ Corpus = (
     | corpora.ParallelCorpus
     | corpora.TfdsCorpus
     | corpora.SeqioCorpus
+)
+
+Selection = (
+    filters.ThresholdSchedule
+    | selections.PercentileSchedule
+    | selections.MeanMaxSchedule
+    | selections.TopKSchedule
 )
 
 
@@ -142,26 +149,39 @@ class ImproveConfig:
     """The Improve steps of one Grow step (Algorithm 1).
 
     Attributes:
-      thresholds: τ of each Improve step, rising; their number is I.
+      selection: the filter of each Improve step, ever stricter; their number is I.
+      later_selection: the same for the Grow steps from the second on; None is no difference.
       loss: what is minimised on the survivors.
       trainer: how; its learning rate is that of the first Improve step.
       learning_rate_decay: factor from each Improve step to the next, over all Grow steps: the paper lowers
         the rate with every new policy (section 3).
-      filter_dataset: whether the original data must pass the threshold too, as the paper has it (eq. 3);
-        False keeps all of it.
-      drop_truncated: leaves out samples that hit the length limit, since they have no end to learn.
+      dataset: what becomes of the original data D. "filtered": its pairs are candidates beside the samples
+        and must pass too, as the paper has it (eq. 3); a filter that judges each source sees them there.
+        "whole" keeps all of it; a global quantile or mean is of it too, but it does not compete within a
+        source. "none" leaves it out, as ReST-EM and RAFT do.
+      accumulate: Grow step g is improved on the samples of the Grow steps 1 to g, judged together; the paper
+        takes those of g alone.
+      guards: which samples are out before any reward is looked at.
+      max_per_source: at most so many samples of a source are kept after the filter, chosen by chance and not
+        by reward (ReST-EM: 10), against sources that are easy; pairs of D do not count. None is no cap.
+      model_share: λ, the share of samples among the training pairs; None is the natural union. The side that
+        has more than its share is kept whole and the other is repeated; 0 and 1 drop one side.
       require_above_mean: whether τ of the first step must exceed the mean reward of the Grow set
-        (Algorithm 1), or only warns.
+        (Algorithm 1), or only warns; filters that judge each source have no such τ.
       validation_sources: sources of the validation set whose samples choose the best checkpoint.
       validation_samples: samples of each of them.
     """
 
-    thresholds: filters.ThresholdSchedule
+    selection: Selection
     trainer: trainer.TrainerConfig
+    later_selection: Selection | None = None
     loss: BehaviourCloningConfig = BehaviourCloningConfig()
     learning_rate_decay: float = 0.5
-    filter_dataset: bool = True
-    drop_truncated: bool = True
+    dataset: Literal["filtered", "whole", "none"] = "filtered"
+    accumulate: bool = False
+    guards: guards.GuardConfig = guards.GuardConfig()
+    max_per_source: int | None = None
+    model_share: float | None = None
     require_above_mean: bool = True
     validation_sources: int = 500
     validation_samples: int = 1
@@ -173,11 +193,33 @@ class ImproveConfig:
             "ImproveConfig.learning_rate_decay",
             "The paper lowers the rate from step to step; 0.5 halves it",
         )
+        _require(
+            self.max_per_source is None or self.max_per_source >= 1,
+            f"a cap of {self.max_per_source} keeps nothing of a source",
+            "ImproveConfig.max_per_source",
+            "Give at least 1 (ReST-EM: 10), or None for no cap",
+        )
+        share = self.model_share
+        _require(
+            share is None or 0.0 <= share <= 1.0,
+            f"model share {share} is not in [0, 1]",
+            "ImproveConfig.model_share",
+            "Give the share of samples among the training pairs, or None for the natural union",
+        )
+        _require(
+            self.dataset != "none" or share in (None, 1.0),
+            f'model share {share} needs pairs of D, and dataset = "none" leaves them out',
+            "ImproveConfig.model_share",
+            'Give None, or ImproveConfig.dataset = "filtered"',
+        )
 
-    @property
-    def steps(self) -> int:
-        """I, the number of Improve steps in each Grow step."""
-        return len(self.thresholds)
+    def selection_of(self, grow: int) -> Selection:
+        """The filters of a Grow step."""
+        return self.selection if grow <= 1 or self.later_selection is None else self.later_selection
+
+    def steps_of(self, grow: int) -> int:
+        """I, the number of Improve steps in a Grow step."""
+        return len(self.selection_of(grow))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,7 +62,7 @@ def grow_identity(workspace: Workspace, number: int) -> dict[str, Any]:
     """
     experiment = workspace.experiment
     check_grow_step(number, experiment.grow_steps)
-    behaviour = behaviour_policy(number, experiment.improve.steps)
+    behaviour = behaviour_policy(number, experiment.improve.steps_of)
     phase = "improve" if behaviour.grow else "pretrain"
     return {
         "grow": number,
@@ -99,7 +99,7 @@ def draw(
       progress: called with the number of sources that were finished since the last call.
     """
     experiment = workspace.experiment
-    behaviour = behaviour_policy(number, experiment.improve.steps)
+    behaviour = behaviour_policy(number, experiment.improve.steps_of)
     return workspace.translator(workspace.policy_params(behaviour)).sample(
         examples.tokens.sources,
         examples.ids,
@@ -152,7 +152,7 @@ def _plan(workspace: Workspace, number: int) -> _Plan:
     examples = grow_sources(workspace, number)
     count = min(workspace.experiment.grow.shards, len(examples))
     shards = np.array_split(np.arange(len(examples)), count)
-    origin = _origin(workspace, behaviour_policy(number, workspace.experiment.improve.steps))
+    origin = _origin(workspace, behaviour_policy(number, workspace.experiment.improve.steps_of))
     writer = candidates.CandidateWriter(workspace.grow_folder(number), count, origin=origin)
     return _Plan(examples, shards, origin, writer)
 

@@ -1,98 +1,257 @@
-"""A scored Grow step as Improve sees it: D_g, read row group by row group.
+"""Scored Grow steps as Improve sees them: D_g, read row group by row group and judged source by source.
 
-Floor 6. The threshold needs the rewards alone, and the tokens are read of those samples that pass it.
+Floor 6. A filter needs rewards, keys and flags; the tokens are read of those samples that pass it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from rest_jax.data.candidates import Batch, CandidateReader
-from rest_jax.objectives.filters import StreamedFilter
+from rest_jax import errors
+from rest_jax.data.candidates import CandidateReader
+from rest_jax.data.whole_sources import Piece, concatenated, merged, whole_sources
+from rest_jax.objectives import statistics
+from rest_jax.objectives.guards import GuardConfig, GuardedColumns, taken_out
+from rest_jax.objectives.kept import KeptCounts
+from rest_jax.objectives.rules import Rule, source_starts
+from rest_jax.objectives.selections import cap_priorities, capped
 from rest_jax.objectives.statistics import Chunks
 from rest_jax.phases.workspace import Workspace
 from rest_jax.types import RaggedTokens
 
 SUMMARY_NAME = "summary.json"
 DATASET_REWARDS_NAME = "rewards.npy"
+_BANDS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """D as a filter sees it, in the order of the train split.
+
+    Attributes:
+      ids: int64 [m], all different.
+      rewards: float64 [m].
+      source_tokens: int64 [m], tokens of each source, its end of sentence not counted.
+    """
+
+    ids: np.ndarray
+    rewards: np.ndarray
+    source_tokens: np.ndarray
+
+    @functools.cached_property
+    def by_id(self) -> np.ndarray:
+        """The rows sorted by id, int64 [m]."""
+        return np.argsort(self.ids, kind="stable")
+
+    def rows_of(self, example_ids: np.ndarray) -> np.ndarray:
+        """The rows at which these ids, int64 [n], stand: int64 [n].
+
+        Raises:
+          IntegrityError: one of them is not there.
+        """
+        rows = np.zeros(len(example_ids), np.int64)
+        if len(self.ids):
+            places = np.searchsorted(self.ids, example_ids, sorter=self.by_id)
+            rows = self.by_id[np.minimum(places, len(self.ids) - 1)]
+        unknown = self.ids[rows] != example_ids if len(self.ids) else np.ones(len(rows), bool)
+        if unknown.any():
+            raise errors.IntegrityError(
+                f"a sample is of example {example_ids[unknown][0]}, which the train split does not have",
+                remedy="Delete the Grow step's folder and run grow again",
+            )
+        return rows
+
+
+class Judged(NamedTuple):
+    """Samples of whole sources before the filter.
+
+    Attributes:
+      piece: the samples.
+      rewards: float64 [n]; NaN also where a guard took the sample out.
+      taken: how many each guard took.
+    """
+
+    piece: Piece
+    rewards: np.ndarray
+    taken: Mapping[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sieve:
+    """All that decides which candidates are kept.
+
+    Attributes:
+      rule: the filter.
+      guards: which samples are out before it.
+      max_per_source: at most so many samples are kept of a source; None is no cap.
+      seed: of the choice that the cap makes.
+      dataset_competes: whether the pairs of D are among the candidates of their sources.
+    """
+
+    rule: Rule
+    guards: GuardConfig = GuardConfig()
+    max_per_source: int | None = None
+    seed: int = 0
+    dataset_competes: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class Survivors:
-    """The samples that pass a threshold, in the order of the store.
+    """What passes a filter.
 
     Attributes:
-      example_ids: int64 [n], the source of each.
+      example_ids: int64 [n], the source of each sample, rising.
+      rewards: float64 [n].
       tokens: n token sequences.
-      counts: what was kept of what; a truncated sample that is left out counts as one without a reward.
-      truncated_left_out: how many those are.
+      kept_dataset: bool [m], which pairs of D passed; none where D does not compete.
+      counts: of the samples, what was kept of what; one that a guard took counts as one without a reward.
+      guarded: how many samples each guard took that is on.
     """
 
     example_ids: np.ndarray
+    rewards: np.ndarray
     tokens: RaggedTokens
-    counts: StreamedFilter
-    truncated_left_out: int
+    kept_dataset: np.ndarray
+    counts: KeptCounts
+    guarded: Mapping[str, int]
 
 
 @dataclasses.dataclass(frozen=True)
 class GrowSet:
-    """D_g as files: the samples and their rewards on disk, the rewards of D in memory.
+    """D_g as files: the samples of one or several Grow steps on disk, the rewards of D in memory.
 
     Attributes:
-      reader: the samples, with the rewards of this name.
+      readers: the samples by g, with the rewards of this name.
       reward: the rewards' name.
-      dataset_rewards: float64 [m], in the order of the train split.
+      dataset: D.
     """
 
-    reader: CandidateReader
+    readers: Mapping[int, CandidateReader]
     reward: str
-    dataset_rewards: np.ndarray
+    dataset: Dataset
 
     @property
     def rewards(self) -> Chunks:
-        """The rewards of the samples, in the order of the store."""
-        return self.reader.reward_chunks(self.reward)
+        """The rewards of the samples, in the order of the stores."""
+        chunks = [reader.reward_chunks(self.reward) for reader in self.readers.values()]
+        return Chunks(lambda: itertools.chain.from_iterable(chunks))
 
-    @property
-    def all_rewards(self) -> Chunks:
-        """The rewards of D_g and D together."""
-        return Chunks(lambda: itertools.chain(self.rewards, [self.dataset_rewards]))
+    def usable_rewards(self, guards: GuardConfig, with_dataset: bool = False) -> Chunks:
+        """The rewards that a filter sees, NaN where a guard took the sample out; those of D at the end."""
+        of_dataset = [self.dataset.rewards] if with_dataset else []
+        return Chunks(lambda: itertools.chain((part.rewards for part in self.judged(guards)), of_dataset))
 
-    def usable_rewards(self, drop_truncated: bool) -> Chunks:
-        """The rewards of the samples, NaN where a truncated sample is left out."""
-        return Chunks(
-            lambda: (self._usable(batch, drop_truncated)[0] for batch in self.reader.batches(("truncated",)))
-        )
-
-    def survivors(self, tau: float, drop_truncated: bool) -> Survivors:
-        """The samples with a reward above `tau`.
-
-        Args:
-          tau: absolute threshold.
-          drop_truncated: truncated samples do not survive.
+    def judged(self, guards: GuardConfig) -> Iterator[Judged]:
+        """The samples in pieces of whole sources, those of several Grow steps merged, behind the guards.
 
         Raises:
-          ConfigError: tau is NaN.
+          IntegrityError: a shard is damaged, or a sample is of no source of D.
         """
-        passes, left_out = StreamedFilter(tau), 0
-        ids, tokens = [np.zeros(0, np.int64)], [RaggedTokens.from_lists([])]
-        for batch in self.reader.batches(("truncated",)):
-            rewards, dropped = self._usable(batch, drop_truncated)
-            left_out += dropped
-            rows = np.flatnonzero(passes(rewards, batch.example_id))
-            if rows.size:
-                ids.append(batch.example_id[rows])
-                tokens.append(batch.more(("tokens",)).tokens.take(rows))
-        return Survivors(np.concatenate(ids), concatenated(tokens), passes, left_out)
+        columns = (*guards.flags, *(("text",) if guards.distinct else ()))
+        if guards.length_ratio is not None and "truncated" not in columns:
+            columns = (*columns, "truncated")
+        streams = [
+            whole_sources(reader.batches(columns), self.reward, number)
+            for number, reader in self.readers.items()
+        ]
+        for piece in merged(streams):
+            taken = taken_out(guards, self._guarded_columns(piece, guards), len(piece))
+            out = np.zeros(len(piece), bool)
+            for mask in taken.values():
+                out |= mask
+            counts = {guard: int(mask.sum()) for guard, mask in taken.items()}
+            yield Judged(piece, np.where(out, np.nan, piece.rewards), counts)
 
-    def _usable(self, batch: Batch, drop_truncated: bool) -> tuple[np.ndarray, int]:
-        """The rewards of a batch, and how many of them were made NaN."""
-        left_out = batch.samples().truncated & drop_truncated
-        return np.where(left_out, np.nan, batch.rewards[self.reward]), int(left_out.sum())
+    def survivors(self, sieve: Sieve, bands: Sequence[tuple[float, float]] = ()) -> Survivors:
+        """What passes: samples with their tokens, and pairs of D if they compete.
+
+        Args:
+          sieve: what decides.
+          bands: quantiles that the counts are divided by, see `reward_bands`.
+        """
+        counts, guarded = KeptCounts(bands), dict.fromkeys(sieve.guards.names, 0)
+        found: list[tuple[np.ndarray, np.ndarray, RaggedTokens]] = []
+        rivals = _Rivals(self.dataset, sieve.dataset_competes)
+        for piece, rewards, taken in self.judged(sieve.guards):
+            kept = rivals.judge(sieve.rule, piece.example_ids, rewards)
+            starts = source_starts(piece.example_ids)
+            if sieve.max_per_source is not None:
+                address = piece.grow_steps, piece.example_ids, piece.samples
+                kept = capped(kept, cap_priorities(sieve.seed, *address), starts, sieve.max_per_source)
+            counts.add(rewards, kept, starts)
+            guarded = {guard: guarded[guard] + number for guard, number in taken.items()}
+            rows = np.flatnonzero(kept)
+            if rows.size:
+                found.append((piece.example_ids[rows], rewards[rows], piece.tokens(rows)))
+        rivals.judge_rest(sieve.rule)
+        return Survivors(
+            np.concatenate([np.zeros(0, np.int64), *(ids for ids, _, _ in found)]),
+            np.concatenate([np.zeros(0), *(rewards for _, rewards, _ in found)]),
+            concatenated([tokens for _, _, tokens in found]),
+            rivals.kept,
+            counts,
+            guarded,
+        )
+
+    def reward_bands(self, guards: GuardConfig) -> list[tuple[float, float]]:
+        """The rewards that shares of the samples lie at or below, as (share, reward); of none, nothing."""
+        try:
+            found = statistics.quantiles(self.usable_rewards(guards), _BANDS)
+        except errors.DataError:
+            return []
+        return list(zip(_BANDS, found, strict=True))
+
+    def _guarded_columns(self, piece: Piece, guards: GuardConfig) -> GuardedColumns:
+        tokens = source_tokens = source_and_text = None
+        if guards.length_ratio is not None:
+            lengths = piece.tokens(np.arange(len(piece))).lengths
+            tokens = lengths - ~piece.column("truncated")  # a sample that is not truncated ends with EOS
+            source_tokens = self.dataset.source_tokens[self.dataset.rows_of(piece.example_ids)]
+        if guards.distinct:
+            codes = piece.table["text"].combine_chunks().dictionary_encode().indices.to_numpy()
+            source_and_text = np.stack([piece.example_ids, codes.astype(np.int64)], axis=1)
+        flags = {name: piece.column(name) for name in guards.flags}
+        return GuardedColumns(flags, tokens, source_tokens, source_and_text)
+
+
+class _Rivals:
+    """The pairs of D, each brought in among the candidates of its source when that source comes by.
+
+    Of equal rewards the pair of D stands first: it was written by people.
+    """
+
+    def __init__(self, dataset: Dataset, compete: bool):
+        self.kept = np.zeros(len(dataset.ids), bool)
+        self._order = dataset.by_id if compete else np.zeros(0, np.int64)
+        self._ids, self._rewards = dataset.ids[self._order], dataset.rewards[self._order]
+        self._next = 0
+
+    def judge(self, rule: Rule, example_ids: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        """Which of the samples of whole sources pass, bool [n]; the pairs of D up to there are judged too."""
+        end = int(np.searchsorted(self._ids, example_ids[-1], side="right"))
+        return self._judge(rule, end, example_ids, rewards)
+
+    def judge_rest(self, rule: Rule) -> None:
+        """The pairs of D behind the last source that has samples."""
+        self._judge(rule, len(self._ids), np.zeros(0, np.int64), np.zeros(0))
+
+    def _judge(self, rule: Rule, end: int, example_ids: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+        pairs = slice(self._next, end)
+        self._next = end
+        count = end - pairs.start
+        ids = np.concatenate([self._ids[pairs], example_ids])
+        order = np.argsort(ids, kind="stable")  # of one source the pair of D first
+        passed = np.zeros(len(ids), bool)
+        together = np.concatenate([self._rewards[pairs], rewards])[order]
+        passed[order] = rule.judge(together, source_starts(ids[order]))
+        self.kept[self._order[pairs]] = passed[:count]
+        return passed[count:]
 
 
 def dataset_rewards(workspace: Workspace) -> np.ndarray:
@@ -101,15 +260,14 @@ def dataset_rewards(workspace: Workspace) -> np.ndarray:
     return np.load(workspace.dataset_rewards_folder / DATASET_REWARDS_NAME, allow_pickle=False)
 
 
-def open_grow_set(workspace: Workspace, number: int) -> GrowSet:
-    """The samples of a Grow step with their rewards; no more than the seals is read here."""
-    workspace.require(workspace.grow_rewards_folder(number), "annotate")
+def open_grow_set(workspace: Workspace, *numbers: int) -> GrowSet:
+    """The samples of Grow steps with their rewards; no more than the seals is read of them here."""
     kind = workspace.experiment.reward.kind
-    reader = CandidateReader(workspace.grow_folder(number), [kind])
-    return GrowSet(reader, kind, dataset_rewards(workspace))
-
-
-def concatenated(parts: Sequence[RaggedTokens]) -> RaggedTokens:
-    """The sequences of all parts, in order."""
-    lengths = np.concatenate([np.zeros(1, np.int64), *(part.lengths for part in parts)])
-    return RaggedTokens(np.concatenate([part.values for part in parts]), np.cumsum(lengths))
+    readers = {}
+    for number in numbers:
+        workspace.require(workspace.grow_rewards_folder(number), "annotate")
+        readers[number] = CandidateReader(workspace.grow_folder(number), [kind])
+    rewards = dataset_rewards(workspace)
+    examples = workspace.split("train")
+    source_tokens = examples.tokens.sources.lengths - 1  # each ends with EOS
+    return GrowSet(readers, kind, Dataset(examples.ids, rewards, source_tokens))

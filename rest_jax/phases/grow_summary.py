@@ -29,8 +29,8 @@ def summarise(workspace: Workspace, number: int) -> dict[str, Any]:
       DataError: no sample has a finite reward.
     """
     grow_set = open_grow_set(workspace, number)
-    of_dataset = grow_set.dataset_rewards
-    samples = describe_samples(grow_set.reader, grow_set.reward)
+    reader, of_dataset = grow_set.readers[number], grow_set.dataset.rewards
+    samples = describe_samples(reader, grow_set.reward)
     edges = np.array(samples["histogram"]["edges"])
     histogram_of_dataset = np.histogram(of_dataset[np.isfinite(of_dataset)], edges)[0].tolist()
     return {
@@ -38,7 +38,7 @@ def summarise(workspace: Workspace, number: int) -> dict[str, Any]:
         **samples,
         "dataset_reward": {"mean": float(np.nanmean(of_dataset)), "pairs": len(of_dataset)},
         "histogram": {**samples["histogram"], "dataset": histogram_of_dataset},
-        "examples": _examples(workspace, grow_set.reader, grow_set.reward),
+        "examples": _examples(workspace, reader, grow_set.reward),
     }
 
 

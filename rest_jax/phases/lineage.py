@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 
 from rest_jax import errors
 
@@ -42,6 +43,7 @@ class PolicyName:
 
 
 BC = PolicyName()
+StepsOf = Callable[[int], int]  # I of each Grow step g
 
 
 def check_grow_step(number: int, grow_steps: int) -> None:
@@ -57,18 +59,18 @@ def check_grow_step(number: int, grow_steps: int) -> None:
         )
 
 
-def behaviour_policy(grow: int, improve_steps: int) -> PolicyName:
+def behaviour_policy(grow: int, steps_of: StepsOf) -> PolicyName:
     """The policy that generates the samples of a Grow step: the last of the Grow step before (Fig. 2)."""
-    return PolicyName(grow - 1, improve_steps) if grow > 1 else BC
+    return PolicyName(grow - 1, steps_of(grow - 1)) if grow > 1 else BC
 
 
-def starting_policy(name: PolicyName, improve_steps: int) -> PolicyName:
+def starting_policy(name: PolicyName, steps_of: StepsOf) -> PolicyName:
     """The policy that an Improve step is fine-tuned from: always the one before it (section 3)."""
     if name.improve > 1:
         return PolicyName(name.grow, name.improve - 1)
-    return behaviour_policy(name.grow, improve_steps)
+    return behaviour_policy(name.grow, steps_of)
 
 
-def improve_index(name: PolicyName, improve_steps: int) -> int:
+def improve_index(name: PolicyName, steps_of: StepsOf) -> int:
     """How many Improve steps of the whole run lie before this one."""
-    return (name.grow - 1) * improve_steps + name.improve - 1
+    return sum(steps_of(grow) for grow in range(1, name.grow)) + name.improve - 1

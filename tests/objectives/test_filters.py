@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -76,76 +75,37 @@ def test_quantiles_do_not_depend_on_order(rewards, random):
         )
 
 
-@given(st.lists(_REWARD, min_size=1, max_size=30), st.floats(0, 1), st.data())
-def test_report_against_plain_python(rewards, tau, data):
-    ids = data.draw(st.lists(st.integers(0, 5), min_size=len(rewards), max_size=len(rewards)))
-    passed = [math.isfinite(r) and r > tau for r in rewards]
-    report = filters.keep(np.array(rewards), np.array(ids), tau, allow_empty=True)
-    np.testing.assert_array_equal(report.mask, passed)
-    assert (report.kept, report.total) == (sum(passed), len(rewards))
-    assert report.missing == sum(not math.isfinite(r) for r in rewards)
-    survivors = {i for i, p in zip(ids, passed, strict=True) if p}
-    assert (report.sources, report.sources_with_none) == (len(set(ids)), len(set(ids) - survivors))
-    if any(passed):
-        kept = [r for r, p in zip(rewards, passed, strict=True) if p]
-        assert report.mean_kept == pytest.approx(sum(kept) / len(kept))
-    else:
-        assert math.isnan(report.mean_kept)
-    json.dumps(report.facts(), allow_nan=False)
-
-
-@given(st.lists(_REWARD, min_size=1, max_size=30), st.floats(0, 1), st.data())
-def test_a_filter_of_pieces_counts_what_the_whole_one_does(rewards, tau, data):
-    ids = np.sort(data.draw(st.lists(st.integers(0, 5), min_size=len(rewards), max_size=len(rewards))))
-    cuts = data.draw(st.lists(st.integers(0, len(rewards)), max_size=4).map(sorted))
-    whole = filters.keep(np.array(rewards), ids, tau, allow_empty=True)
-    streamed = filters.StreamedFilter(tau)
-    pieces = zip(np.split(np.array(rewards), cuts), np.split(ids, cuts), strict=True)
-    mask = np.concatenate([streamed(*piece) for piece in pieces])
-    np.testing.assert_array_equal(mask, whole.mask)
-    for name in ("kept", "total", "missing", "sources", "sources_with_none"):
-        assert getattr(streamed, name) == getattr(whole, name), name
-    assert streamed.mean_kept == pytest.approx(whole.mean_kept, rel=1e-12, nan_ok=True)
-
-
-def test_a_filter_of_pieces_needs_sorted_sources_and_a_number():
-    for ids in ([2, 1], [1, 2]):
-        streamed = filters.StreamedFilter(0.5)
-        streamed(np.ones(1), np.array([2]))
-        with pytest.raises(ValueError, match="not sorted by their source"):
-            streamed(np.ones(2), np.array(ids))
-    with pytest.raises(ValueError, match=r"\(2,\) rewards for \(3,\)"):
-        filters.StreamedFilter(0.5)(np.ones(2), np.ones(3, np.int64))
-    with pytest.raises(errors.ConfigError, match="NaN"):
-        filters.StreamedFilter(math.nan)
-
-
-def test_the_error_of_pieces_is_that_of_the_whole():
-    rewards = np.linspace(0, 0.93, 1000)
-    with pytest.raises(errors.DataError) as raised:
-        filters.keep(rewards, np.arange(1000), 0.95)
-    assert str(filters.nothing_kept(np.array_split(rewards, 7), 0.95)) == str(raised.value)
-
-
 def test_nothing_kept_is_an_error_with_the_largest_reward():
-    rewards = np.linspace(0, 0.93, 1000)
-    with pytest.raises(errors.DataError, match=r"threshold 0\.95 keeps 0 of 1000 \(max reward 0\.93; quant"):
-        filters.keep(rewards, np.arange(1000), 0.95)
-    with pytest.raises(errors.DataError, match=r"keeps 0 of 2 \(no reward is a finite number\)"):
-        filters.keep(np.full(2, np.nan), np.arange(2), 0.5)
+    rule = filters.threshold_rule(0.95)
+    found = str(filters.nothing_kept(np.linspace(0, 0.93, 1000), rule))
+    assert "threshold 0.95 keeps 0 of 1000 (max reward 0.93; quantiles 0.5: 0.4645, 0.75: 0.6973" in found
+    assert found == str(filters.nothing_kept(np.array_split(np.linspace(0, 0.93, 1000), 7), rule))
+    found = str(filters.nothing_kept(np.full(2, np.nan), rule))
+    assert "keeps 0 of 2 (no reward is a finite number)" in found
 
 
 def test_constant_rewards_keep_all_or_nothing():
-    rewards, ids = np.full(8, 0.5), np.arange(8)
-    assert filters.keep(rewards, ids, np.nextafter(0.5, 0)).kept == 8
+    rewards = np.full(8, 0.5)
+    assert filters.above_threshold(rewards, np.nextafter(0.5, 0)).all()
     (tau,) = filters.quantile_thresholds(rewards, (0.1,))
-    with pytest.raises(errors.DataError, match="keeps 0 of 8"):
-        filters.keep(rewards, ids, tau)
+    assert not filters.above_threshold(rewards, tau).any()
 
 
 def test_a_threshold_that_is_nan_is_refused():
     with pytest.raises(errors.ConfigError, match="NaN"):
-        filters.keep(np.ones(2), np.arange(2), math.nan)
+        filters.threshold_rule(math.nan)
+
+
+def test_the_rules_of_a_schedule_are_its_thresholds():
+    rewards = np.array([0.15, 0.25, 0.35, 0.45])
+    for schedule, quantiles in (
+        (filters.ThresholdSchedule(values=(0.25, 0.35)), (None, None)),
+        (filters.ThresholdSchedule(quantiles=(0.5, 0.75)), (0.5, 0.75)),
+    ):
+        rules = schedule.rules(rewards)
+        assert [rule.threshold for rule in rules] == [rule.value for rule in rules] == [0.25, 0.35]
+        assert tuple(rule.quantile for rule in rules) == quantiles
+        assert [rule.judge(rewards, np.array([0])).sum() for rule in rules] == [2, 1]
 
 
 def test_schedule_of_values_is_returned_as_it_is():

@@ -3,14 +3,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rest_jax.data import shards
-from rest_jax.phases import grow_set, grow_summary
-from rest_jax.phases.grow_set import open_grow_set
+from rest_jax.data import shards, whole_sources
+from rest_jax.objectives.filters import threshold_rule
+from rest_jax.objectives.guards import GuardConfig
+from rest_jax.phases import grow_summary
+from rest_jax.phases.grow_set import Sieve, open_grow_set
 from rest_jax.types import RaggedTokens
 from tests.phases import places
 from tests.phases.places import FIRST_ID
 
 NAN = float("nan")
+
+
+def a_sieve(tau: float, **guards: bool) -> Sieve:
+    return Sieve(threshold_rule(tau), GuardConfig(**guards))
 
 
 @pytest.fixture
@@ -27,23 +33,24 @@ def place(tmp_path):
 
 def test_parts_are_joined_in_order():
     parts = [RaggedTokens.from_lists(rows) for rows in ([[1, 2], []], [], [[3]])]
-    assert places.lists(grow_set.concatenated(parts)) == [[1, 2], [], [3]]
+    assert places.lists(whole_sources.concatenated(parts)) == [[1, 2], [], [3]]
 
 
 def test_a_grow_set_is_what_the_store_holds(place):
     found = open_grow_set(place, 1)
-    everything = found.survivors(-1.0, drop_truncated=False)  # but for the missing reward
+    everything = found.survivors(a_sieve(-1.0, truncated=False))  # but for the missing reward
     assert everything.example_ids.tolist() == [FIRST_ID] * 4 + [FIRST_ID + 2]
     assert places.lists(everything.tokens) == [[100 + k, 1] for k in (0, 1, 2, 3, 5)]
-    assert (everything.counts.total, everything.counts.missing, everything.truncated_left_out) == (6, 1, 0)
-    whole = found.survivors(-1.0, drop_truncated=True)
+    np.testing.assert_array_equal(everything.rewards, [0.91, 0.11, 0.91, 0.5, 0.3])
+    assert (everything.counts.total, everything.counts.missing, everything.guarded) == (6, 1, {})
+    whole = found.survivors(a_sieve(-1.0))
     assert places.lists(whole.tokens) == [[100 + k, 1] for k in (0, 2, 3)]
-    assert (whole.counts.total, whole.counts.missing, whole.truncated_left_out) == (6, 3, 2)
+    assert (whole.counts.total, whole.counts.missing, whole.guarded) == (6, 3, {"truncated": 2})
     np.testing.assert_array_equal(np.concatenate([*found.rewards]), [0.91, 0.11, 0.91, 0.5, NAN, 0.3])
     np.testing.assert_array_equal(
-        np.concatenate([*found.usable_rewards(True)]), [0.91, NAN, 0.91, 0.5, NAN, NAN]
+        np.concatenate([*found.usable_rewards(GuardConfig())]), [0.91, NAN, 0.91, 0.5, NAN, NAN]
     )
-    np.testing.assert_array_equal(found.dataset_rewards, [0.95, 0.95, NAN])
+    np.testing.assert_array_equal(found.dataset.rewards, [0.95, 0.95, NAN])
 
 
 def test_a_summary_counts_what_is_there(place):
@@ -113,10 +120,11 @@ def test_row_groups_do_not_show_in_the_results(tmp_path, monkeypatch, group):
     assert len(found["examples"]) == 8
 
     d_g = open_grow_set(place, 1)
-    np.testing.assert_array_equal(np.concatenate([*d_g.all_rewards]), np.concatenate([rewards, of_dataset]))
+    everything = d_g.usable_rewards(GuardConfig(truncated=False), with_dataset=True)
+    np.testing.assert_array_equal(np.concatenate([*everything]), np.concatenate([rewards, of_dataset]))
     for drop in (False, True):
         rows = np.flatnonzero((rewards > 0.8) & ~(truncated & drop))
-        survivors = d_g.survivors(0.8, drop)
+        survivors = d_g.survivors(a_sieve(0.8, truncated=drop))
         np.testing.assert_array_equal(survivors.example_ids, ids[rows])
         assert places.lists(survivors.tokens) == [[100 + row, 1] for row in rows]
         assert survivors.counts.sources == sources

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from rest_jax import errors
-from rest_jax.phases import improve
+from rest_jax.objectives.filters import threshold_rule
+from rest_jax.phases import improve, selection
 from rest_jax.phases.grow_set import open_grow_set
 from rest_jax.phases.lineage import PolicyName
 from tests.phases import places
@@ -31,7 +32,8 @@ def a_place(tmp_path, *bindings: str, rewards=REWARDS, of_dataset=OF_DATASET, tr
 
 
 def survivors(place, tau: float):
-    return improve._survivors(place, open_grow_set(place, 1), tau)
+    found = selection.survivors(place, open_grow_set(place, 1), threshold_rule(tau))
+    return found.pairs, found.story
 
 
 def test_the_union_is_filtered_strictly(tmp_path):
@@ -56,7 +58,7 @@ def test_a_threshold_just_below_lets_equals_pass(tmp_path):
 
 
 def test_one_switch_keeps_the_original_data_whole(tmp_path):
-    pairs, story = survivors(a_place(tmp_path, "ImproveConfig.filter_dataset=False"), 0.8)
+    pairs, story = survivors(a_place(tmp_path, 'ImproveConfig.dataset="whole"'), 0.8)
     assert places.lists(pairs.targets) == [[101, 1], [50, 1], [51, 1], [52, 1]]
     assert (story["kept_samples"], story["kept_dataset"], story["kept"]) == (1, 3, 4)
 
@@ -66,7 +68,7 @@ def test_truncated_samples_are_left_out_unless_asked_for(tmp_path):
     pairs, story = survivors(a_place(tmp_path / "out", truncated=cut), 0.7)
     assert places.lists(pairs.targets) == [[102, 1], [50, 1], [51, 1]]
     assert story["truncated_left_out"] == 1
-    place = a_place(tmp_path / "in", "ImproveConfig.drop_truncated=False", truncated=cut)
+    place = a_place(tmp_path / "in", "GuardConfig.truncated=False", truncated=cut)
     pairs, story = survivors(place, 0.7)
     assert places.lists(pairs.targets) == [[101, 1], [102, 1], [50, 1], [51, 1]]
     assert story["truncated_left_out"] == 0
@@ -96,12 +98,12 @@ def test_the_first_threshold_must_exceed_the_mean(tmp_path):
         with pytest.raises(
             errors.ConfigError, match="first threshold 0.6 is not above the mean reward 0.675"
         ):
-            improve._threshold(place, open_grow_set(place, 1), name)
+            selection.rule_of(place, open_grow_set(place, 1), name)
 
 
 def test_one_switch_turns_that_into_a_warning(tmp_path, capsys):
     place = a_place(tmp_path, "ThresholdSchedule.values=(0.6, 0.7)", "ImproveConfig.require_above_mean=False")
-    assert improve._threshold(place, open_grow_set(place, 1), PolicyName(1, 2)) == 0.7
+    assert selection.rule_of(place, open_grow_set(place, 1), PolicyName(1, 2)).threshold == 0.7
     assert "warning: first threshold 0.6 is not above the mean reward 0.675" in capsys.readouterr().err
 
 
@@ -109,8 +111,8 @@ def test_quantiles_are_of_samples_and_data_together(tmp_path):
     """Sorted: 0.2 0.5 0.8 0.8 0.85 0.9; two thirds of them are at most 0.8."""
     place = a_place(tmp_path, "ThresholdSchedule.quantiles=(0.65, 0.8)")
     grow_set = open_grow_set(place, 1)
-    assert improve._threshold(place, grow_set, PolicyName(1, 1)) == 0.8
-    assert improve._threshold(place, grow_set, PolicyName(1, 2)) == 0.85
+    assert selection.rule_of(place, grow_set, PolicyName(1, 1)).threshold == 0.8
+    assert selection.rule_of(place, grow_set, PolicyName(1, 2)).threshold == 0.85
 
 
 def test_the_learning_rate_falls_with_every_improve_step_of_the_run(tmp_path):

@@ -33,6 +33,20 @@ def test_the_family_tree_of_two_grow_steps_with_three_improve_steps():
     """By hand, from Algorithm 1 and Fig. 2: a policy comes from the one before, a Grow step from the last."""
     chain = [BC, *(PolicyName(g, i) for g in (1, 2) for i in (1, 2, 3))]
     for before, name in zip(chain, chain[1:], strict=False):
-        assert starting_policy(name, 3) == before
-    assert [behaviour_policy(g, 3) for g in (1, 2, 3)] == [BC, PolicyName(1, 3), PolicyName(2, 3)]
-    assert [improve_index(name, 3) for name in chain[1:]] == [0, 1, 2, 3, 4, 5]
+        assert starting_policy(name, three) == before
+    assert [behaviour_policy(g, three) for g in (1, 2, 3)] == [BC, PolicyName(1, 3), PolicyName(2, 3)]
+    assert [improve_index(name, three) for name in chain[1:]] == [0, 1, 2, 3, 4, 5]
+
+
+def three(grow: int) -> int:
+    return 3
+
+
+def test_grow_steps_may_differ_in_their_improve_steps():
+    """Three Improve steps after Grow 1, one after Grow 2, two after Grow 3."""
+    steps_of = {1: 3, 2: 1, 3: 2}.__getitem__
+    chain = [BC, *(PolicyName(g, i) for g in (1, 2, 3) for i in range(1, steps_of(g) + 1))]
+    for before, name in zip(chain, chain[1:], strict=False):
+        assert starting_policy(name, steps_of) == before
+    assert [behaviour_policy(g, steps_of) for g in (1, 2, 3)] == [BC, PolicyName(1, 3), PolicyName(2, 1)]
+    assert [improve_index(name, steps_of) for name in chain[1:]] == [0, 1, 2, 3, 4, 5]
