@@ -5,6 +5,7 @@ Floor 1. All of it in float32, whatever the dtype of what comes in.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import jax
@@ -86,3 +87,18 @@ def count_pairs(counted_BxT: jax.Array, segment_ids_BxT: jax.Array | None) -> ja
     ids_BxT = jnp.sort(jnp.where(counted_BxT, segment_ids_BxT, 0), axis=-1)
     steps = jnp.diff(ids_BxT, axis=-1, prepend=jnp.zeros_like(ids_BxT[:, :1])) > 0
     return jnp.sum(steps.astype(jnp.float32))
+
+
+def averages(
+    weights_BxT: jax.Array, values: Mapping[str, jax.Array], count: jax.Array
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Metrics of `LossSums`: the weighted sum of each array [B, T], and the count that it is divided by."""
+    return {name: (jnp.sum(weights_BxT * array_BxT), count) for name, array_BxT in values.items()}
+
+
+def moments(values_BxT: jax.Array, weights_BxT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Weighted mean and standard deviation over a batch; 0 and 0 where nothing has a weight."""
+    count = jnp.sum(weights_BxT)
+    count = jnp.where(count > 0, count, 1.0)
+    mean = jnp.sum(weights_BxT * values_BxT) / count
+    return mean, jnp.sqrt(jnp.sum(weights_BxT * jnp.square(values_BxT - mean)) / count)
