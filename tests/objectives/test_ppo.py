@@ -197,8 +197,8 @@ def test_micro_batches_add_up():
 
 
 def test_value_loss_worked_by_hand():
-    # V_old = 0, clip 1, so V = 3 is clipped to 1. G = 2: both errors are 1. G = 5: 2² < 4², without a gradient.
-    # G = 0: 3² > 1².
+    # V_old = 0, clip 1, so V = 3 is clipped to 1. G = 2: both errors are 1.
+    # G = 5: 2² < 4², without a gradient. G = 0: 3² > 1².
     values, goals = jnp.array([[3.0, 3.0, 3.0, jnp.nan]]), jnp.array([[2.0, 5.0, 0.0, jnp.nan]])
     old, weights = jnp.array([[0.0, 0, 0, jnp.nan]]), jnp.array([[1.0, 1, 1, 0]])
 
