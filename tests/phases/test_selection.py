@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rest_jax import errors, keys
+from rest_jax import errors, files, keys
 from rest_jax.data import shards
 from rest_jax.objectives import filters, guards, selections
 from rest_jax.phases import improve, selection
 from rest_jax.phases.grow_set import GrowSet, Sieve, open_grow_set
 from rest_jax.phases.lineage import PolicyName
 from rest_jax.types import RaggedTokens
+from tests import tiny
 from tests.phases import places
 from tests.phases.places import FIRST_ID
 
@@ -385,3 +387,38 @@ def test_later_grow_steps_have_their_own_filter(tmp_path):
         for name in [PolicyName(1, 1), PolicyName(1, 3), PolicyName(2, 1), PolicyName(3, 1)]
     ]
     np.testing.assert_allclose(np.array(rates) / rates[0], [1, 0.25, 0.125, 0.125 / 4], rtol=1e-12)
+
+
+# The whole program.
+
+
+def test_a_run_goes_on_with_another_filter(copied_run, finished_run):
+    """Improve made anew: the better half of each source, one sample of it at most, and D as often as samples."""
+    for stale in ("policy/g*", "eval/g*", "grow/g2"):
+        for folder in copied_run.glob(stale):
+            shutil.rmtree(folder)
+    corpus = finished_run.parent / "pairs.tsv"
+    given_ = [
+        *(f"--gin.{binding}" for binding in PERCENTILE),
+        "--gin.ImproveConfig.max_per_source=1",
+        "--gin.ImproveConfig.model_share=0.5",
+        "--gin.GuardConfig.distinct=True",
+    ]
+    for verb in ("improve", "evaluate"):
+        about = ["--grow_step=1", "--improve_step=1"] if verb == "improve" else ["--policy=g1_i1"]
+        done = tiny.tiny(verb, copied_run, corpus, *given_, *about)
+        assert done.returncode == 0, done.stderr
+    story = files.read_json(copied_run / "policy" / "g1_i1" / "improve.json")
+    assert (story["selection"], story["selection_value"], story["threshold"]) == ("percentile", 0.5, None)
+    by_source = story["kept_by_source"]
+    assert set(by_source.values()) - {by_source["0"], by_source["1"]} == {0}
+    assert story["kept_samples"] == by_source["1"] > 0
+    assert story["guarded"]["distinct"] > 0
+    assert 2 * story["pairs_of_samples"] == story["pairs"]
+    done = tiny.program("report", str(copied_run))
+    assert done.returncode == 0, done.stderr
+    page = (copied_run / "report" / "index.html").read_text(encoding="utf-8")
+    assert "percentile 0.5" in page and "Sources of Grow 1 by samples kept" in page
+    assert "Share kept in Grow 1 by quantile of reward" in page and "distinct" in page
+    done = tiny.program("inspect", str(copied_run))
+    assert done.returncode == 0 and "percentile 0.5" in done.stdout, done.stderr
