@@ -393,7 +393,7 @@ def test_later_grow_steps_have_their_own_filter(tmp_path):
 
 
 def test_a_run_goes_on_with_another_filter(copied_run, finished_run):
-    """Improve made anew: the better half of each source, one sample of it at most, and D as often as samples."""
+    """Improve made anew: the better half of each source, one sample of it at most, and as much of D."""
     for stale in ("policy/g*", "eval/g*", "grow/g2"):
         for folder in copied_run.glob(stale):
             shutil.rmtree(folder)
