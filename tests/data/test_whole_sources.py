@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest_jax.data import candidate_shard
@@ -74,6 +74,7 @@ def check_whole(pieces: Sequence[Piece]) -> None:
     assert all(before[1] < after[0] for before, after in itertools.pairwise(spans))
 
 
+@settings(deadline=None)
 @given(_SIZES, _CUTS)
 def test_a_stream_becomes_whole_sources(sizes, cuts):
     pieces = list(whole_sources(batches_of(sizes, cuts, 7), "r", 3))
@@ -82,6 +83,7 @@ def test_a_stream_becomes_whole_sources(sizes, cuts):
     assert told(pieces) == [(i, 3, sample, k) for k, (i, sample) in enumerate(rows)]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(_SIZES, _CUTS), min_size=1, max_size=3), st.randoms(use_true_random=False))
 def test_streams_are_merged_by_source_and_keep_their_tokens(given_, random):
     streams = [

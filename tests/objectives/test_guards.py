@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest_jax import errors
@@ -52,6 +52,7 @@ def by_hand(config: GuardConfig, rows: list[tuple]) -> list[str | None]:
     return taken
 
 
+@settings(deadline=None)
 @given(_CONFIG, st.lists(_ROW, max_size=30))
 def test_a_sample_is_out_by_the_first_guard_that_objects(config, rows):
     rows.sort(key=lambda row: row[-2])
@@ -92,6 +93,7 @@ _SOURCE = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(_SOURCE, min_size=1, max_size=8), st.data())
 def test_counts_against_plain_python_however_sources_are_cut(sources, data):
     sources = [[(r, kept and not np.isnan(r)) for r, kept in source] for source in sources]

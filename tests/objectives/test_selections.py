@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest_jax import errors
@@ -60,6 +60,7 @@ def top_by_hand(source: list[float], count: int) -> list[bool]:
     return [k in best for k in range(len(source))]
 
 
+@settings(deadline=None)
 @given(_SOURCES, _HUNDREDTHS)
 def test_percentiles_against_their_definition(sources, percent):
     (rule,) = selections.PercentileSchedule((percent / 100,)).rules(())
@@ -67,6 +68,7 @@ def test_percentiles_against_their_definition(sources, percent):
     assert found == [percentile_by_hand(source, percent) for source in sources]
 
 
+@settings(deadline=None)
 @given(_SOURCES, _HUNDREDTHS)
 def test_a_percentile_of_a_source_is_the_global_quantile_of_that_source_alone(sources, percent):
     """The same order statistic as the thresholds by quantile, which count bits and do not sort."""
@@ -78,6 +80,7 @@ def test_a_percentile_of_a_source_is_the_global_quantile_of_that_source_alone(so
             assert math.isnan(tau)
 
 
+@settings(deadline=None)
 @given(st.lists(st.lists(st.integers(-64, 64).map(lambda k: k / 64), min_size=1, max_size=8), max_size=7))
 def test_mean_max_against_fractions(sources):
     """Sizes of 1, 2, 4 and 8 and gammas in quarters, so that doubles do not round at all."""
@@ -88,6 +91,7 @@ def test_mean_max_against_fractions(sources):
         assert found == [mean_max_by_hand(source, percent) for source in sources]
 
 
+@settings(deadline=None)
 @given(_SOURCES, _HUNDREDTHS)
 def test_mean_max_is_right_but_for_rounding(sources, percent):
     """tau within a few units in the last place of the exact one, and between mean and maximum."""
@@ -104,6 +108,7 @@ def test_mean_max_is_right_but_for_rounding(sources, percent):
         assert abs(float(exact) - tau) <= 16 * np.finfo(np.float64).eps * largest
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.integers(1, 40), _HUNDREDTHS)
 def test_equal_rewards_and_single_candidates_pass_no_strict_filter(reward, size, percent):
     """Whatever rounding does to the mean of equal numbers: 0.1 + 0.1 + 0.1 over 3 is below 0.1."""
@@ -118,6 +123,7 @@ def test_equal_rewards_and_single_candidates_pass_no_strict_filter(reward, size,
     assert rule.judge(rewards, starts).tolist() == [True] + [False] * (size - 1)
 
 
+@settings(deadline=None)
 @given(_SOURCES, st.integers(1, 10))
 def test_top_k_against_sorting(sources, count):
     (rule,) = selections.TopKSchedule((count,)).rules(())
@@ -125,6 +131,7 @@ def test_top_k_against_sorting(sources, count):
     assert found == [top_by_hand(source, count) for source in sources]
 
 
+@settings(deadline=None)
 @given(_SOURCES, _HUNDREDTHS, st.integers(1, 5), st.data())
 def test_sources_do_not_see_each_other(sources, percent, count, data):
     """A source's verdict is the same alone, in other company and in another order of sources."""
@@ -141,6 +148,7 @@ def test_sources_do_not_see_each_other(sources, percent, count, data):
         assert together == [rule.judge(*flat([source])).tolist() for source in sources]
 
 
+@settings(deadline=None)
 @given(_SOURCE, _HUNDREDTHS, st.data())
 def test_the_order_within_a_source_does_not_matter_but_for_ties_of_top_k(source, percent, data):
     order = data.draw(st.permutations(range(len(source))))
@@ -169,6 +177,7 @@ def test_by_hand():
 # The cap.
 
 
+@settings(deadline=None)
 @given(_SOURCES, st.integers(1, 6), st.integers(0, 2**63 - 1), st.data())
 def test_a_cap_keeps_the_lowest_priorities_of_a_source(sources, most, seed, data):
     rewards, starts = flat(sources)

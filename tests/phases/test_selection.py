@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest_jax import errors, files, keys
@@ -171,6 +171,7 @@ def test_shares_by_hand(samples, dataset, share, wanted):
     assert ((rows < samples).sum(), (rows >= samples).sum()) == wanted
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(5, 95), st.integers(0, 2**63 - 1))
 def test_shares_lose_nothing_and_repeat_evenly(samples, dataset, percent, seed):
     rows = selection.rows_in_shares(samples, dataset, percent / 100, seed)
