@@ -148,6 +148,8 @@ def _origin(workspace: Workspace, name: PolicyName) -> dict[str, Any]:
         "grow": name.grow,
         "improve": name.improve,
         "loss": workspace.experiment.improve.loss.name,
+        "selection": None,
+        "selection_value": None,
         "threshold": None,
         "threshold_quantile": None,
         "kept": None,
@@ -156,7 +158,8 @@ def _origin(workspace: Workspace, name: PolicyName) -> dict[str, Any]:
     if name != BC:
         path = workspace.policy_folder(name) / "improve.json"
         story = json.loads(path.read_text(encoding="utf-8"))
-        origin |= {key: story[key] for key in ("threshold", "threshold_quantile", "kept", "samples")}
+        kept = ("selection", "selection_value", "threshold", "threshold_quantile", "kept", "samples")
+        origin |= {key: story.get(key) for key in kept}
     return origin
 
 
