@@ -53,6 +53,7 @@ CONFIGURABLES: tuple[type, ...] = (
     experiment.GrowConfig,
     experiment.ImproveConfig,
     experiment.EvaluationConfig,
+    experiment.BestOfNConfig,
     experiment.Experiment,
 )
 _NAMES = [cls.__name__ for cls in CONFIGURABLES]
