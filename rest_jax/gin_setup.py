@@ -65,6 +65,7 @@ CONFIGURABLES: tuple[type, ...] = (
     experiment.GrowConfig,
     experiment.ImproveConfig,
     experiment.EvaluationConfig,
+    experiment.BestOfNConfig,
     experiment.Experiment,
 )
 _NAMES = [cls.__name__ for cls in CONFIGURABLES]

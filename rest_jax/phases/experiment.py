@@ -265,6 +265,70 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BestOfNConfig:
+    """Choosing one of n samples (section 4, Figure 6), by a reward and by agreement among them (MBR).
+
+    Attributes:
+      split: whose sources are sampled ("test" or "valid").
+      sources: how many of them, from its start; None takes all.
+      samples_per_source: N. The paper: up to 200.
+      sampling: how they are drawn.
+      shards: files that the samples are written to; a killed run loses at most the open one.
+      counts: the n of the table, rising; None takes 1, 2, 5, 10, 20, 50 … below N, and N.
+      select_by: the rewards that choose: "reward" is the run's own; "chrf" and "bleu" see the references, so
+        they show the best that choosing could reach.
+      report_on: held-out metrics of what was chosen, beside the run's reward.
+      mbr: utilities of minimum Bayes risk decoding; () leaves it out.
+      choose_truncated: whether a sample that hit the length limit may be chosen.
+      resamples: bootstrap resamples of the 95 % intervals.
+    """
+
+    split: Literal["valid", "test"] = "test"
+    sources: int | None = None
+    samples_per_source: int = 200
+    sampling: sampler.SamplingConfig = sampler.SamplingConfig()
+    shards: int = 16
+    counts: tuple[int, ...] | None = None
+    select_by: tuple[Literal["reward", "chrf", "bleu"], ...] = ("reward",)
+    report_on: tuple[Literal["chrf", "bleu"], ...] = ("chrf", "bleu")
+    mbr: tuple[Literal["chrf", "bleu"], ...] = ("chrf",)
+    choose_truncated: bool = False
+    resamples: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_source", "shards", "resamples", "sources"):
+            value = getattr(self, name)
+            _require(
+                value is None or value >= 1, f"{name} is {value}", f"BestOfNConfig.{name}", "Give 1 or more"
+            )
+        found = list(self.numbers)
+        _require(
+            bool(found)
+            and found == sorted(set(found))
+            and found[0] >= 1
+            and found[-1] <= self.samples_per_source,
+            f"counts are {self.counts} of {self.samples_per_source} samples",
+            "BestOfNConfig.counts",
+            "Give rising numbers from 1 to samples_per_source, or None",
+        )
+        _require(
+            bool(self.select_by),
+            "no reward is named that chooses",
+            "BestOfNConfig.select_by",
+            'Give ("reward",), the reward of the run',
+        )
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The n of the table."""
+        if self.counts is not None:
+            return tuple(self.counts)
+        total = self.samples_per_source
+        ladder = (step * 10**power for power in range(len(str(total))) for step in (1, 2, 5))
+        return (*(n for n in ladder if n < total), total)
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything a run depends on.
 
@@ -283,6 +347,7 @@ class Experiment:
       improve: the Improve steps.
       value: the value function, for the losses that read one.
       evaluation: how each policy is measured.
+      best_of_n: how choosing among many samples of a policy is measured.
       grow_steps: G.
       decoding: the fixed shapes that sampling and search run in; part of the identity of what they make.
       mesh: how devices are arranged.
@@ -303,6 +368,7 @@ class Experiment:
     grow: GrowConfig
     improve: ImproveConfig
     evaluation: EvaluationConfig
+    best_of_n: BestOfNConfig = BestOfNConfig()
     pretrain_loss: BehaviourCloningConfig = BehaviourCloningConfig()
     value: ValueFunctionConfig | None = None
     grow_steps: int = 1
