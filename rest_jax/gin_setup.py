@@ -28,8 +28,8 @@ from rest_jax.data import corpora, vocabulary
 from rest_jax.generation import batching, sampler, search
 from rest_jax.network import config as network_config
 from rest_jax.network import mesh
-from rest_jax.objectives import filters, guards, selections
-from rest_jax.phases import experiment
+from rest_jax.objectives import filters, guards, ppo, selections
+from rest_jax.phases import experiment, ppo_settings
 from rest_jax.rewards import ratings
 from rest_jax.training import optimizers, trainer
 
@@ -58,6 +58,8 @@ CONFIGURABLES: tuple[type, ...] = (
     experiment.GrowConfig,
     experiment.ImproveConfig,
     experiment.EvaluationConfig,
+    ppo.PPOConfig,
+    ppo_settings.PPOSettings,
     experiment.Experiment,
 )
 _NAMES = [cls.__name__ for cls in CONFIGURABLES]

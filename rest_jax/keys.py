@@ -27,6 +27,7 @@ class Stream(enum.IntEnum):
     RATE = 4
     TRANSLATE = 5
     VALIDATE = 6
+    PPO = 7
 
 
 def _fold_64(key: jax.Array, number: int) -> jax.Array:

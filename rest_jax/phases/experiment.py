@@ -17,6 +17,7 @@ from rest_jax.network import config as network_config
 from rest_jax.network import mesh
 from rest_jax.objectives import filters, guards, selections
 from rest_jax.phases.jobs import Job
+from rest_jax.phases.ppo_settings import PPOSettings
 from rest_jax.rewards import ratings
 from rest_jax.training import trainer
 
@@ -263,6 +264,7 @@ class Experiment:
       grow: the Grow step.
       improve: the Improve steps.
       evaluation: how each policy is measured.
+      ppo: the online-RL baseline; None is a run without.
       grow_steps: G.
       decoding: the fixed shapes that sampling and search run in; part of the identity of what they make.
       mesh: how devices are arranged.
@@ -284,6 +286,7 @@ class Experiment:
     improve: ImproveConfig
     evaluation: EvaluationConfig
     pretrain_loss: BehaviourCloningConfig = BehaviourCloningConfig()
+    ppo: PPOSettings | None = None
     grow_steps: int = 1
     decoding: batching.DecodeBatching = batching.DecodeBatching()
     mesh: mesh.MeshConfig = mesh.MeshConfig()
@@ -306,6 +309,7 @@ class Experiment:
             "Add a longer bucket, or lower TASK_FEATURE_LENGTHS",
         )
         longest = max(self.grow.sampling.max_length, self.reward.rater_sampling.max_length)
+        longest = max(longest, self.ppo.sampling.max_length if self.ppo else 0)
         _require(
             longest <= self.target_length,
             f"samples of up to {longest} tokens do not fit training rows of {self.target_length}",

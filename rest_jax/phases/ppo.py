@@ -1,0 +1,164 @@
+"""The ppo phase: online RL from the BC policy, the baseline that ReST is compared with (Table 1).
+
+Floor 6. The same sampler, reward and trainer as ReST's; what differs is that the samples of a rollout come
+from the policy as it is at that moment, and that both good and bad ones teach it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rest_jax import errors, files, keys, processes
+from rest_jax.network import heads, init, mesh, transformer
+from rest_jax.network.config import T5Config
+from rest_jax.objectives import policy, ppo
+from rest_jax.phases import reward_model
+from rest_jax.phases.improve import ValidationReward
+from rest_jax.phases.lineage import BC, PPO
+from rest_jax.phases.ppo_settings import PPOSettings
+from rest_jax.phases.rollouts import ROLLOUTS_NAME, Rollouts
+from rest_jax.phases.token_numbers import apply_to_batch
+from rest_jax.phases.workspace import Workspace
+from rest_jax.training import checkpoints, trainer
+from rest_jax.training.companions import Companions
+from rest_jax.types import ContextLossFn, LossContext, LossSums, Params, Seq2SeqBatch
+
+STORY_NAME = "ppo.json"
+
+
+def train(workspace: Workspace) -> None:
+    """Makes `policy/ppo`.
+
+    Raises:
+      ConfigError: the run has no settings of PPO, or D has fewer sources than a rollout takes.
+      MissingInputError: the data, the BC policy or the reward is not there.
+    """
+    experiment, settings = workspace.experiment, _settings(workspace)
+    workspace.run_step(
+        workspace.policy_folder(PPO),
+        "ppo",
+        {
+            "settings": settings,
+            "decoding": experiment.decoding,
+            "lengths": experiment.task_feature_lengths,
+            "validation": {
+                "sources": experiment.improve.validation_sources,
+                "samples": experiment.improve.validation_samples,
+                "sampling": experiment.evaluation.sampling,
+            },
+            "start": workspace.digest(workspace.policy_folder(BC), BC.phase),
+            "reward": reward_model.reward_digest(workspace),
+            "data": workspace.digest(workspace.text_folder, "vocab"),
+        },
+        lambda: _train(workspace, settings),
+        scratch=("checkpoints", ROLLOUTS_NAME),
+    )
+
+
+def _settings(workspace: Workspace) -> PPOSettings:
+    settings = workspace.experiment.ppo
+    if settings is None:
+        raise errors.ConfigError(
+            "this run has no settings of PPO",
+            where="Experiment.ppo",
+            remedy="Include gin_configs/objectives/ppo.gin in the run file, and give PPOSettings.samples",
+        )
+    return settings
+
+
+def _train(workspace: Workspace, settings: PPOSettings) -> Mapping[str, Any]:
+    folder = workspace.policy_folder(PPO)
+    rollouts = Rollouts(workspace, folder)
+    workspace.logbook.say(
+        f"PPO: {settings.rollouts} rollouts of {settings.sources_per_rollout} sources with "
+        f"{settings.samples_per_source} translations each, {settings.samples:,} samples in all; "
+        f"{settings.steps_per_rollout} steps on each rollout"
+    )
+    result = ppo_trainer(workspace, settings).fit(
+        initial_params(workspace),
+        rollouts.batch_at,
+        [ValidationReward(workspace)],
+        folder,
+        workspace.logbook,
+        keys.derived_seed(workspace.experiment.seed, "ppo"),
+        before_batch=rollouts.before_batch,
+    )
+    story = {
+        "samples": settings.samples_until(result.steps),
+        "samples_at_best": settings.samples_until(result.best_step),
+        "rollouts": -(-result.steps // settings.steps_per_rollout),
+        "started_from": BC.folder,
+        "steps": result.steps,
+    }
+    if processes.is_lead():
+        files.write_json(folder / STORY_NAME, story)
+        files.clear_folder(folder / ROLLOUTS_NAME)
+    checkpoints.discard_checkpoints(folder)
+    return {**story, "best_step": result.best_step, **result.best_metrics}
+
+
+def initial_params(workspace: Workspace) -> dict[str, Params]:
+    """The BC policy, and a value function on its trunk with a new head: {"policy": …, "value": …}."""
+    start = workspace.policy_params(BC)
+    key = keys.stream_key(workspace.experiment.seed, keys.Stream.INIT, round_index=2)
+    return {"policy": start, "value": init.init_value_params(workspace.experiment.policy, key, start)}
+
+
+def ppo_trainer(workspace: Workspace, settings: PPOSettings) -> trainer.Trainer:
+    """The shared trainer for a policy and its value function, of which the policy is the result."""
+    config = workspace.experiment.policy
+    shardings = {
+        "policy": mesh.param_shardings(workspace.mesh, init.abstract_params(config)),
+        "value": mesh.param_shardings(workspace.mesh, init.abstract_value_params(config)),
+    }
+    return trainer.Trainer(
+        settings.trainer,
+        ppo_loss(config, settings.objective),
+        workspace.mesh,
+        shardings,
+        Companions(optimizers={"value": settings.value_optimizer}, result="policy"),
+    )
+
+
+def ppo_loss(config: T5Config, objective: ppo.PPOConfig) -> ContextLossFn:
+    """The loss of {"policy": …, "value": …} on packed pairs with the columns of a rollout.
+
+    There is no dropout: the ratio of new to old probability is that of one and the same network.
+    """
+    model, value_model = transformer.Transformer(config), heads.ValueModel(config)
+
+    def loss(
+        params: Params, batch: Seq2SeqBatch, dropout_key: jax.Array | None, context: LossContext
+    ) -> LossSums:
+        del dropout_key, context
+        columns = {name: jnp.asarray(column) for name, column in batch.token_columns.items()}
+        weights_BxT = jnp.asarray(batch.decoder_loss_weights)
+        logits_BxTxV = apply_to_batch(model, params["policy"], batch, deterministic=True)
+        values_BxT = apply_to_batch(value_model, params["value"], batch, deterministic=True)
+        of_policy = ppo.ppo_policy_loss(
+            policy.token_log_probs(logits_BxTxV, jnp.asarray(batch.decoder_target_tokens)),
+            columns["old_log_prob"],
+            columns["advantage"],
+            weights_BxT,
+            objective.clip_range,
+        )
+        of_value = ppo.ppo_value_loss(
+            values_BxT, columns["old_value"], columns["return"], weights_BxT, objective.value_clip_range
+        )
+        total = of_policy.loss + objective.value_coefficient * of_value.loss
+        metrics = {
+            "policy_loss": (of_policy.loss, of_policy.weight),
+            "value_loss": (of_value.loss, of_value.weight),
+            **of_policy.metrics,
+        }
+        if objective.entropy_coefficient:
+            entropy = ppo.entropy_sum(logits_BxTxV, weights_BxT)
+            total -= objective.entropy_coefficient * entropy
+            metrics["entropy"] = (entropy, of_policy.weight)
+        return LossSums(total, of_policy.weight, metrics)
+
+    return loss
