@@ -50,6 +50,12 @@ def report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", nargs="?", help="run folder (default: MODEL_DIR of the gin settings)")
 
 
+def compare(parser: argparse.ArgumentParser) -> None:
+    """Which runs, and where the tables go."""
+    parser.add_argument("runs", nargs="+", help="run folders")
+    parser.add_argument("--output", default="comparison", help="folder to write (default: comparison)")
+
+
 def inspect(parser: argparse.ArgumentParser) -> None:
     """What is to be seen of a run."""
     report(parser)

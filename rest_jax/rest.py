@@ -38,7 +38,7 @@ def plan(experiment: Experiment) -> Iterator[Step]:
     for g in range(1, experiment.grow_steps + 1):
         yield Step("grow", grow=g)
         yield Step("annotate", grow=g)
-        for i in range(1, experiment.improve.steps_of(g) + 1):
+        for i in range(0 if experiment.improve.unfiltered else 1, experiment.improve.steps_of(g) + 1):
             name = PolicyName(g, i)
             yield Step("improve", name)
             yield Step("evaluate", name)

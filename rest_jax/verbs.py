@@ -93,6 +93,16 @@ def _report(arguments: Arguments) -> None:
     _print_report(_run_folder(arguments))
 
 
+def _compare(arguments: Arguments) -> None:
+    from rest_jax.report import comparison
+
+    found = comparison.compare([Path(run) for run in arguments.runs])
+    path = comparison.write(found, Path(arguments.output))
+    for table in comparison.tables(found):
+        _console().print(table)
+    _console().print(f"tables: {path}", soft_wrap=True, markup=False, highlight=False)
+
+
 def _verify(arguments: Arguments) -> None:
     import dataclasses
     import secrets
@@ -255,6 +265,13 @@ VERBS: dict[str, Verb] = {
         "RUN/report/index.html, RUN/report/summary.json",
         _report,
         flags.report,
+    ),
+    "compare": Verb(
+        "puts the policies of several runs side by side, and says which of the paper's orderings hold",
+        "RUN/eval of each run",
+        "comparison.md and comparison.json in the folder that --output names",
+        _compare,
+        flags.compare,
     ),
     "inspect": Verb(
         "shows the samples of Grow: rewards, thresholds, flags, and the sources themselves",

@@ -6,21 +6,20 @@ Floor 1. Paper: arXiv:2308.08998, section 2, eq. (1). All of it in float32, what
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from rest_jax import errors
+from rest_jax.objectives import tokens
+from rest_jax.objectives.tokens import Normalise
 from rest_jax.types import LossSums
-
-Normalise = Literal["token", "sequence"]
 
 
 def token_log_probs(logits_BxTxV: jax.Array, targets_BxT: jax.Array) -> jax.Array:
     """log softmax(logits)[target] at every position: float32 [B, T]."""
-    shifted_BxTxV, log_sum_BxT, _ = _log_sum(logits_BxTxV)
-    return _select(shifted_BxTxV, targets_BxT) - log_sum_BxT
+    shifted_BxTxV, log_sum_BxT, _ = tokens.log_sum(logits_BxTxV)
+    return tokens.select(shifted_BxTxV, targets_BxT) - log_sum_BxT
 
 
 def behaviour_cloning(
@@ -61,44 +60,25 @@ def behaviour_cloning(
     """
     _check(normalise, label_smoothing, z_loss)
     weights_BxT = weights_BxT.astype(jnp.float32)
-    counted_BxT = weights_BxT > 0
-    # Cleared before the softmax, not after it: a NaN times a weight of zero is a NaN, in the gradient too.
-    logits_BxTxV = jnp.where(counted_BxT[..., None], logits_BxTxV, 0)
-    shifted_BxTxV, log_sum_BxT, peaks_BxT = _log_sum(logits_BxTxV)
-    nll_BxT = log_sum_BxT - _select(shifted_BxTxV, targets_BxT)
+    logits_BxTxV = tokens.cleared(logits_BxTxV, weights_BxT > 0)
+    shifted_BxTxV, log_sum_BxT, peaks_BxT = tokens.log_sum(logits_BxTxV)
+    nll_BxT = log_sum_BxT - tokens.select(shifted_BxTxV, targets_BxT)
 
     losses_BxT = nll_BxT
     if label_smoothing:
         losses_BxT = _smoothed(nll_BxT, shifted_BxTxV, log_sum_BxT, label_smoothing)
-    tokens = jnp.sum(weights_BxT)
+    count = jnp.sum(weights_BxT)
     hits_BxT = (jnp.argmax(logits_BxTxV, axis=-1) == targets_BxT).astype(jnp.float32)
     metrics = {
-        "nll": (jnp.sum(weights_BxT * nll_BxT), tokens),
-        "accuracy": (jnp.sum(weights_BxT * hits_BxT), tokens),
+        "nll": (jnp.sum(weights_BxT * nll_BxT), count),
+        "accuracy": (jnp.sum(weights_BxT * hits_BxT), count),
     }
     if z_loss:
         z_losses_BxT = z_loss * jnp.square(log_sum_BxT + peaks_BxT)
         losses_BxT = losses_BxT + z_losses_BxT
-        metrics["z_loss"] = (jnp.sum(weights_BxT * z_losses_BxT), tokens)
-    weight = tokens if normalise == "token" else _count_pairs(counted_BxT, segment_ids)
+        metrics["z_loss"] = (jnp.sum(weights_BxT * z_losses_BxT), count)
+    weight = tokens.divisor(weights_BxT, normalise, segment_ids)
     return LossSums(loss=jnp.sum(weights_BxT * losses_BxT), weight=weight, metrics=metrics)
-
-
-def _log_sum(logits_BxTxV: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Logits less their maximum, the log of the sum of those exponentials (at least 0), and the maximum.
-
-    The maximum is a constant to the gradient: what it takes from one of the two it adds to the other.
-    """
-    logits_BxTxV = logits_BxTxV.astype(jnp.float32)
-    peaks_BxT = jax.lax.stop_gradient(jnp.max(logits_BxTxV, axis=-1))
-    shifted_BxTxV = logits_BxTxV - peaks_BxT[..., None]
-    return shifted_BxTxV, jnp.log(jnp.sum(jnp.exp(shifted_BxTxV), axis=-1)), peaks_BxT
-
-
-def _select(scores_BxTxV: jax.Array, targets_BxT: jax.Array) -> jax.Array:
-    """scores[..., target]. A masked sum, since a gather's gradient is a scatter, and V may be sharded."""
-    vocabulary = jax.lax.broadcasted_iota(targets_BxT.dtype, scores_BxTxV.shape, scores_BxTxV.ndim - 1)
-    return jnp.sum(jnp.where(vocabulary == targets_BxT[..., None], scores_BxTxV, 0.0), axis=-1)
 
 
 def _smoothed(
@@ -110,16 +90,6 @@ def _smoothed(
     entropy = -(kept * math.log(kept) + smoothing * math.log(spread))
     all_nll_BxT = size * log_sum_BxT - jnp.sum(shifted_BxTxV, axis=-1)
     return (kept - spread) * nll_BxT + spread * all_nll_BxT - entropy
-
-
-def _count_pairs(counted_BxT: jax.Array, segment_ids_BxT: jax.Array | None) -> jax.Array:
-    """Pairs with at least one counted token, float32 []."""
-    if segment_ids_BxT is None:
-        return jnp.sum(jnp.any(counted_BxT, axis=-1).astype(jnp.float32))
-    # Sorted, each different number above 0 is a step up.
-    ids_BxT = jnp.sort(jnp.where(counted_BxT, segment_ids_BxT, 0), axis=-1)
-    steps = jnp.diff(ids_BxT, axis=-1, prepend=jnp.zeros_like(ids_BxT[:, :1])) > 0
-    return jnp.sum(steps.astype(jnp.float32))
 
 
 def _check(normalise: str, label_smoothing: float, z_loss: float) -> None:

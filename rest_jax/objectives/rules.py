@@ -25,7 +25,7 @@ class Rule:
     """The filter of one Improve step.
 
     Attributes:
-      kind: which filter it is: "threshold", "percentile", "mean_max" or "top_k".
+      kind: which filter it is: "threshold", "percentile", "mean_max", "top_k", or "unfiltered".
       value: its setting in this step: τ, p, γ or k.
       said: the same for messages, such as "threshold 0.95" or "percentile 0.9 of each source".
       remedy: what to change where it keeps nothing.
@@ -36,13 +36,23 @@ class Rule:
       quantile: the share that τ was taken from, or None.
     """
 
-    kind: Literal["threshold", "percentile", "mean_max", "top_k"]
+    kind: Literal["threshold", "percentile", "mean_max", "top_k", "unfiltered"]
     value: float
     said: str
     remedy: str
     judge: Judge
     threshold: float | None = None
     quantile: float | None = None
+
+
+def unfiltered() -> Rule:
+    """Keeps every candidate that has a reward: the paper's "I=0" (section 4)."""
+
+    def judge(rewards: np.ndarray, starts: np.ndarray) -> np.ndarray:
+        del starts
+        return np.isfinite(rewards)
+
+    return Rule("unfiltered", 0.0, "no filter", "Look at the guards, and at what the reward returned", judge)
 
 
 class Selection(Protocol):

@@ -23,10 +23,15 @@ from rest_jax.rewards.protocol import Reward, checked_scores
 from rest_jax.types import Examples
 
 RESULT_NAME = "result.json"
+SOURCE_REWARDS_NAME = "source_rewards.npy"
 
 
 def evaluate(workspace: Workspace, name: PolicyName) -> None:
-    """Measures a policy into `eval/NAME/result.json`."""
+    """Measures a policy into `eval/NAME/result.json`.
+
+    Beside it stands the mean reward of the samples of each source, float64 [sources], NaN where there is
+    none: policies of different runs can be compared source by source.
+    """
     experiment = workspace.experiment
     workspace.run_step(
         workspace.evaluation_folder(name),
@@ -59,13 +64,16 @@ def _measure(workspace: Workspace, name: PolicyName) -> Mapping[str, Any]:
         )
     with workspace.logbook.progress(f"greedy search for {name.folder}", len(examples), unit="sources") as bar:
         greedy = translator.greedy(sources, settings.sampling.max_length, progress=bar.advance)
-    result = _describe(workspace, name, examples, sampled, greedy)
+    result, source_rewards = _describe(workspace, name, examples, sampled, greedy)
     if settings.beam is not None:
         beam = translator.beam(sources, settings.beam)
         best = decode_rows(workspace.vocabulary, beam.tokens)[:: settings.beam.beam_size]
         found = _corpus_metrics(workspace, best, examples.targets)
         result |= {"bleu_beam": found["bleu"], "chrf_beam": found["chrf"]}
     if processes.is_lead():
+        path = workspace.evaluation_folder(name) / SOURCE_REWARDS_NAME
+        with files.atomic_path(path) as temporary, open(temporary, "wb") as handle:
+            np.save(handle, source_rewards, allow_pickle=False)
         files.write_json(workspace.evaluation_folder(name) / RESULT_NAME, result)
     means = {key: round(result[key]["mean"], 4) for key in ("reward", "bleu", "chrf")}
     workspace.logbook.say(f"{result['name']}: " + ", ".join(f"{k} {v}" for k, v in means.items()))
@@ -74,7 +82,8 @@ def _measure(workspace: Workspace, name: PolicyName) -> Mapping[str, Any]:
 
 def _describe(
     workspace: Workspace, name: PolicyName, examples: Examples, sampled: Translations, greedy: Translations
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], np.ndarray]:
+    """What is written of a policy, and the mean reward of each source's samples, float64 [sources]."""
     settings, seed = workspace.experiment.evaluation, workspace.experiment.seed
     times = settings.samples_per_source
     texts, greedy_texts = (
@@ -92,7 +101,7 @@ def _describe(
 
     of_greedy = _corpus_metrics(workspace, greedy_texts, examples.targets)
     of_samples = _corpus_metrics(workspace, texts, targets_N, groups)
-    return {
+    result = {
         "name": name.title(workspace.experiment.improve.loss.name),
         **_origin(workspace, name),
         "split": settings.split,
@@ -107,6 +116,14 @@ def _describe(
         "diagnostics": diagnostics.diagnostics(texts, targets_N, sources_N, ~sampled.finished.reshape(-1)),
         "examples": _examples(settings.examples, examples, greedy_texts, greedy_rewards, texts, rewards),
     }
+    return result, _source_means(rewards.reshape(len(examples), times))
+
+
+def _source_means(rewards_SxN: np.ndarray) -> np.ndarray:
+    present_SxN = np.isfinite(rewards_SxN)
+    counts_S = present_SxN.sum(axis=1)
+    sums_S = np.where(present_SxN, rewards_SxN, 0.0).sum(axis=1)
+    return np.where(counts_S > 0, sums_S / np.maximum(counts_S, 1), np.nan)
 
 
 def _corpus_metrics(
@@ -126,6 +143,7 @@ def _corpus_metrics(
 def _origin(workspace: Workspace, name: PolicyName) -> dict[str, Any]:
     """How the policy came to be: its steps, the filter of its Improve step, and how many samples it took."""
     origin: dict[str, Any] = {
+        "policy": name.folder,
         "grow": name.grow,
         "improve": name.improve,
         "loss": name.rival.upper() or workspace.experiment.improve.loss.name,

@@ -156,6 +156,10 @@ class ImproveConfig:
       trainer: how; its learning rate is that of the first Improve step.
       learning_rate_decay: factor from each Improve step to the next, over all Grow steps: the paper lowers
         the rate with every new policy (section 3).
+      unfiltered: whether each Grow step also gives a policy that is trained on all of D_g without a filter
+        ("G=1 I=0"), to compare with; it starts where the first Improve step does, and nothing comes from it.
+      start_from: which policy an Improve step fine-tunes: the one "before" it (ReST), or always the BC
+        policy, the "base" (ReST-EM).
       dataset: what becomes of the original data D. "filtered": its pairs are candidates beside the samples
         and must pass too, as the paper has it (eq. 3); a filter that judges each source sees them there.
         "whole" keeps all of it; a global quantile or mean is of it too, but it does not compete within a
@@ -178,6 +182,8 @@ class ImproveConfig:
     later_selection: Selection | None = None
     loss: BehaviourCloningConfig = BehaviourCloningConfig()
     learning_rate_decay: float = 0.5
+    unfiltered: bool = False
+    start_from: Literal["before", "base"] = "before"
     dataset: Literal["filtered", "whole", "none"] = "filtered"
     accumulate: bool = False
     guards: guards.GuardConfig = guards.GuardConfig()

@@ -37,12 +37,14 @@ def improve(workspace: Workspace, name: PolicyName) -> None:
     experiment = workspace.experiment
     steps_of = experiment.improve.steps_of
     steps = steps_of(name.grow)
-    if not (1 <= name.grow <= experiment.grow_steps and 1 <= name.improve <= steps):
+    first = 0 if experiment.improve.unfiltered else 1
+    if not (1 <= name.grow <= experiment.grow_steps and first <= name.improve <= steps):
         raise errors.ConfigError(
             f"this run has no Improve step {name.folder}: G = {experiment.grow_steps}, I = {steps}",
-            remedy="Choose --grow_step from 1 to G and --improve_step from 1 to I",
+            remedy="Choose --grow_step from 1 to G and --improve_step from 1 to I; 0 is there if "
+            "ImproveConfig.unfiltered says so",
         )
-    start = starting_policy(name, steps_of)
+    start = starting_policy(name, steps_of, experiment.improve.start_from == "base")
     workspace.run_step(
         workspace.policy_folder(name),
         "improve",

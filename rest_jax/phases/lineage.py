@@ -15,11 +15,14 @@ from rest_jax import errors
 
 @dataclasses.dataclass(frozen=True, order=True)
 class PolicyName:
-    """A policy by the Grow and the Improve step that made it; (0, 0) is the BC policy.
+    """A policy by the Grow and the Improve step that made it.
+
+    (0, 0) is the BC policy. (g, 0) is trained on all of D_g without a filter, as the paper's "G=1 I=0"; it is
+    there to be compared with, and nothing is made from it.
 
     Attributes:
       grow: g, from 1.
-      improve: i, from 1.
+      improve: i, from 0.
       rival: what made a policy that ReST is compared with, "ppo"; it has neither Grow nor Improve steps.
     """
 
@@ -50,7 +53,7 @@ class PolicyName:
         """
         if text in (BC.folder, PPO.folder):
             return BC if text == BC.folder else PPO
-        if match := re.fullmatch(r"g([1-9]\d*)_i([1-9]\d*)", text):
+        if match := re.fullmatch(r"g([1-9]\d*)_i(0|[1-9]\d*)", text):
             return cls(int(match.group(1)), int(match.group(2)))
         raise errors.ConfigError(
             f"no policy is called {text!r}", where="--policy", remedy="Say bc, g1_i2 or ppo"
@@ -80,8 +83,16 @@ def behaviour_policy(grow: int, steps_of: StepsOf) -> PolicyName:
     return PolicyName(grow - 1, steps_of(grow - 1)) if grow > 1 else BC
 
 
-def starting_policy(name: PolicyName, steps_of: StepsOf) -> PolicyName:
-    """The policy that an Improve step is fine-tuned from: always the one before it (section 3)."""
+def starting_policy(name: PolicyName, steps_of: StepsOf, restart: bool = False) -> PolicyName:
+    """The policy that an Improve step is fine-tuned from: the one before it (section 3).
+
+    Args:
+      name: what the Improve step makes.
+      steps_of: I of each Grow step.
+      restart: always from the BC policy instead, as ReST-EM does (arXiv:2312.06585).
+    """
+    if restart:
+        return BC
     if name.improve > 1:
         return PolicyName(name.grow, name.improve - 1)
     return behaviour_policy(name.grow, steps_of)
@@ -89,4 +100,4 @@ def starting_policy(name: PolicyName, steps_of: StepsOf) -> PolicyName:
 
 def improve_index(name: PolicyName, steps_of: StepsOf) -> int:
     """How many Improve steps of the whole run lie before this one."""
-    return sum(steps_of(grow) for grow in range(1, name.grow)) + name.improve - 1
+    return sum(steps_of(grow) for grow in range(1, name.grow)) + max(name.improve - 1, 0)

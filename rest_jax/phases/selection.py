@@ -15,7 +15,7 @@ import numpy as np
 
 from rest_jax import errors, keys
 from rest_jax.data.whole_sources import concatenated
-from rest_jax.objectives import filters, statistics
+from rest_jax.objectives import filters, rules, statistics
 from rest_jax.objectives.rules import Rule
 from rest_jax.phases.grow_set import GrowSet, Sieve, open_grow_set
 from rest_jax.phases.lineage import PolicyName
@@ -50,7 +50,8 @@ def select(workspace: Workspace, name: PolicyName) -> Selected:
     settings = workspace.experiment.improve
     numbers = range(1, name.grow + 1) if settings.accumulate else [name.grow]
     grow_set = open_grow_set(workspace, *numbers)
-    return survivors(workspace, grow_set, rule_of(workspace, grow_set, name))
+    rule = rules.unfiltered() if name.improve == 0 else rule_of(workspace, grow_set, name)
+    return survivors(workspace, grow_set, rule)
 
 
 def earlier_rewards(workspace: Workspace, grow: int) -> dict[str, list[str]]:
@@ -65,18 +66,18 @@ def rule_of(workspace: Workspace, grow_set: GrowSet, name: PolicyName) -> Rule:
     """The filter of this step; τ of the first must exceed the mean reward of the Grow set (Algorithm 1)."""
     settings = workspace.experiment.improve
     usable = grow_set.usable_rewards(settings.guards, with_dataset=settings.dataset != "none")
-    rules = settings.selection_of(name.grow).rules(usable)
-    if rules[0].threshold is not None:
+    schedule = settings.selection_of(name.grow).rules(usable)
+    if schedule[0].threshold is not None:
         seen = statistics.Summary()
         for rewards in usable:
             seen.add(rewards)
         try:
-            filters.check_above_mean(rules[0].threshold, seen.mean)
+            filters.check_above_mean(schedule[0].threshold, seen.mean)
         except errors.ConfigError as error:
             if settings.require_above_mean:
                 raise
             workspace.logbook.say(f"warning: {error}")
-    return rules[name.improve - 1]
+    return schedule[name.improve - 1]
 
 
 def survivors(workspace: Workspace, grow_set: GrowSet, rule: Rule) -> Selected:
@@ -176,6 +177,7 @@ def told(story: Mapping[str, Any]) -> str:
         "percentile": f"percentile {value:g} of each source",
         "mean_max": f"gamma {value:g} between mean and maximum of each source",
         "top_k": f"the best {value:g} of each source",
+        "unfiltered": "no filter",
     }[kind]
     said += (
         f" keeps {story['kept_samples']} of {story['samples']} samples and {story['kept_dataset']} of "

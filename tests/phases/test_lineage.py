@@ -11,13 +11,15 @@ def test_names_are_those_of_the_paper_and_of_the_folders():
     assert (PolicyName(2, 3).folder, PolicyName(2, 3).title("BC")) == ("g2_i3", "BC G=2 I=3")
 
 
-@pytest.mark.parametrize("name", [BC, PolicyName(1, 1), PolicyName(2, 10), PolicyName(13, 4)])
+@pytest.mark.parametrize(
+    "name", [BC, PolicyName(1, 1), PolicyName(1, 0), PolicyName(2, 10), PolicyName(13, 4)]
+)
 def test_a_folder_name_is_read_back(name):
     assert PolicyName.parse(name.folder) == name
 
 
 @pytest.mark.parametrize(
-    "text", ["", "BC", "g1", "g1_i", "g1_i2x", "g-1_i1", "g1_i1.tmp", "g0_i1", "g1_i0", "g01_i1"]
+    "text", ["", "BC", "g1", "g1_i", "g1_i2x", "g-1_i1", "g1_i1.tmp", "g0_i1", "g0_i0", "g01_i1"]
 )
 def test_what_names_no_policy_is_refused(text):
     with pytest.raises(errors.ConfigError, match="no policy is called .*Say bc or g1_i2"):
@@ -50,3 +52,16 @@ def test_grow_steps_may_differ_in_their_improve_steps():
         assert starting_policy(name, steps_of) == before
     assert [behaviour_policy(g, steps_of) for g in (1, 2, 3)] == [BC, PolicyName(1, 3), PolicyName(2, 1)]
     assert [improve_index(name, steps_of) for name in chain[1:]] == [0, 1, 2, 3, 4, 5]
+
+
+def test_the_unfiltered_policy_is_a_side_branch():
+    """It starts where the first Improve step starts, at its learning rate, and is in nobody's line."""
+    assert starting_policy(PolicyName(1, 0), three) == BC
+    assert starting_policy(PolicyName(2, 0), three) == starting_policy(PolicyName(2, 1), three)
+    assert improve_index(PolicyName(2, 0), three) == improve_index(PolicyName(2, 1), three) == 3
+    assert PolicyName(1, 0).title("BC") == "BC G=1 I=0"
+
+
+def test_rest_em_always_starts_from_the_base():
+    for name in (PolicyName(1, 1), PolicyName(1, 2), PolicyName(3, 1)):
+        assert starting_policy(name, three, restart=True) == BC
