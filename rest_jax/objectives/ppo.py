@@ -1,158 +1,127 @@
-"""Proximal policy optimisation: the online-RL baseline of Table 1.
+"""PPO, the online baseline: clipped losses of policy and value, and the rewards that go into them.
 
-Floor 1. Paper: arXiv:2308.08998, section 4; the algorithm is that of Schulman et al. 2017 (arXiv:1707.06347),
-advantages those of Schulman et al. 2016 (arXiv:1506.02438). Rewards are normalised by source as in Donato et
-al. 2022 (arXiv:2207.08583), whose setup the paper follows. All of it in float32.
+Floor 1. Schulman et al. 2017 (arXiv:1707.06347); in ReST: arXiv:2308.08998, section 4, in the setup of Donato
+et al. 2022 (arXiv:2207.08583), whose rewards are normalised over the candidates of a source. Advantages are
+those of `returns.generalised_advantages`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
 
-from rest_jax import errors
+from rest_jax.objectives import returns, settings, tokens, values
 from rest_jax.types import LossSums
-
-_SMALL = 1e-6  # added to a standard deviation before it divides
 
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """The PPO objective. The paper states none of these numbers.
+    """PPO's settings. The paper states none of them; these are usual ones.
 
     Attributes:
-      clip_range: epsilon: the ratio of new to old probability counts up to 1 - epsilon and 1 + epsilon.
-      value_clip_range: how far a value may move from that of its rollout before its gradient stops; None does
-        not clip.
-      value_coefficient: weight of the value loss beside the policy's.
-      entropy_coefficient: weight of the bonus for the entropy of the policy's distributions; 0 leaves it out.
-      kl_coefficient: beta: -beta (log pi - log pi_BC) is added to the reward of each token, against drifting
-        away from the BC policy.
-      discount: gamma, from token to token.
-      trace: lambda of generalised advantage estimation.
-      normalise_rewards: rewards of a source's samples less their mean, over their standard deviation.
-      whiten_advantages: the same with the advantages, over all tokens of a rollout.
+      clip: ε, how far the ratio π / π_old may go from 1 before it stops paying.
+      value_clip: how far a value may go from the old one before it stops paying; None is without a clip.
+      value_weight: factor of the value loss beside the policy loss, where one trainer minimises both.
+      kl_weight: β of the penalty −β (log π_old − log π_ref) on every token's reward; 0 is without.
+      entropy_weight: factor of the policy's entropy, which is added to what is maximised.
+      discount: γ.
+      trace: λ of the generalised advantages.
+      normalise_advantages: takes off the batch's mean and divides by its standard deviation.
+      normalise_rewards: takes off the mean of a source's candidates and divides by their standard deviation.
+      normalise: "token" averages over the target tokens of a batch, "sequence" over its pairs.
+
+    Raises:
+      ConfigError: a setting is out of its range.
     """
 
-    clip_range: float = 0.2
-    value_clip_range: float | None = 0.2
-    value_coefficient: float = 0.5
-    entropy_coefficient: float = 0.0
-    kl_coefficient: float = 0.05
+    clip: float = 0.2
+    value_clip: float | None = 0.2
+    value_weight: float = 0.5
+    kl_weight: float = 0.05
+    entropy_weight: float = 0.0
     discount: float = 1.0
     trace: float = 0.95
+    normalise_advantages: bool = True
     normalise_rewards: bool = True
-    whiten_advantages: bool = True
+    normalise: tokens.Normalise = "token"
 
     def __post_init__(self) -> None:
-        for field in ("clip_range", "value_clip_range"):
-            _require(self, field, lambda value: 0 < value < math.inf, "above 0")
-        for field in ("value_coefficient", "entropy_coefficient", "kl_coefficient"):
-            _require(self, field, lambda value: 0 <= value < math.inf, "at least 0")
-        for field in ("discount", "trace"):
-            _require(self, field, lambda value: 0 <= value <= 1, "in [0, 1]")
+        settings.require_number(self, "clip", 0, above=True)
+        settings.require_number(self, "value_clip", 0, above=True, optional=True)
+        for field in ("value_weight", "kl_weight", "entropy_weight"):
+            settings.require_number(self, field, 0)
+        settings.require_number(self, "discount", 0, 1)
+        settings.require_number(self, "trace", 0, 1)
+        settings.require_choice(self, "normalise", ("token", "sequence"))
 
-
-def _require(config: PPOConfig, field: str, holds, rule: str) -> None:
-    value = getattr(config, field)
-    if value is not None and not holds(value):
-        raise errors.ConfigError(
-            f"{field} = {value!r} must be {rule}", where=f"PPOConfig.{field}", remedy="Mend the binding"
-        )
-
-
-def normalise_by_source(rewards_SxN: jax.Array) -> jax.Array:
-    """Rewards of each source's samples with mean 0 and standard deviation 1: float32 [S, N].
-
-    Where all samples of a source have the same reward, all get 0.
-    """
-    rewards_SxN = rewards_SxN.astype(jnp.float32)
-    centred = rewards_SxN - jnp.mean(rewards_SxN, axis=1, keepdims=True)
-    deviation = jnp.sqrt(jnp.mean(jnp.square(centred), axis=1, keepdims=True))
-    return centred / (deviation + _SMALL)
-
-
-def generalised_advantages(
-    rewards_BxT: jax.Array,
-    values_BxT: jax.Array,
-    weights_BxT: jax.Array,
-    discount: float = 1.0,
-    trace: float = 0.95,
-) -> jax.Array:
-    """A_t = sum_k (gamma lambda)^k delta_{t+k}, with delta_t = r_t + gamma V_{t+1} - V_t: float32 [B, T].
-
-    One sequence a row, from position 0; behind its last token the value is 0. The return is A_t + V_t.
-
-    Args:
-      rewards_BxT: of each token.
-      values_BxT: V before each token.
-      weights_BxT: 0 behind the end of a row, where the result is 0.
-      discount: gamma.
-      trace: lambda.
-    """
-    counted_BxT = weights_BxT > 0
-    rewards_BxT = jnp.where(counted_BxT, rewards_BxT.astype(jnp.float32), 0.0)
-    values_BxT = jnp.where(counted_BxT, values_BxT.astype(jnp.float32), 0.0)
-    next_BxT = jnp.pad(values_BxT[:, 1:], ((0, 0), (0, 1)))
-    deltas_BxT = rewards_BxT + discount * next_BxT - values_BxT
-
-    def back(later_B: jax.Array, delta_B: jax.Array) -> tuple[jax.Array, jax.Array]:
-        advantage_B = delta_B + discount * trace * later_B
-        return advantage_B, advantage_B
-
-    start_B = jnp.zeros_like(deltas_BxT[:, 0])
-    _, advantages_TxB = jax.lax.scan(back, start_B, deltas_BxT.T, reverse=True)
-    return jnp.where(counted_BxT, advantages_TxB.T, 0.0)
+    @property
+    def name(self) -> str:
+        """The loss's name in tables."""
+        return "PPO"
 
 
 def ppo_policy_loss(
-    log_probs_BxT: jax.Array,
+    logits_BxTxV: jax.Array,
+    targets_BxT: jax.Array,
+    weights_BxT: jax.Array,
     old_log_probs_BxT: jax.Array,
     advantages_BxT: jax.Array,
-    weights_BxT: jax.Array,
-    clip_range: float,
+    config: PPOConfig | None = None,
+    segment_ids: jax.Array | None = None,
 ) -> LossSums:
-    """-min(rho A, clip(rho, 1 - epsilon, 1 + epsilon) A) with rho = pi / pi_old, eq. (7) of 1707.06347.
+    """−min(r A, clip(r, 1 − ε, 1 + ε) A) with r = π / π_old (eq. 7 of the PPO paper), less an entropy bonus.
 
     Args:
-      log_probs_BxT: of the target tokens under the policy in training.
-      old_log_probs_BxT: the same under the policy of the rollout.
-      advantages_BxT: of the tokens.
-      weights_BxT: positions of weight 0 add nothing, even where something is NaN.
-      clip_range: epsilon.
+      logits_BxTxV: the policy's, of any float dtype.
+      targets_BxT: int, the tokens that π_old sampled.
+      weights_BxT: at least 0; positions of weight 0 add nothing, whatever stands there.
+      old_log_probs_BxT: log π_old of the targets; no gradient goes into them.
+      advantages_BxT: no gradient goes into them either.
+      config: settings; None takes the defaults.
+      segment_ids: int [B, T] or None; only "sequence" reads them.
 
     Returns:
-      LossSums with the metrics "clip_fraction" (share of tokens whose gradient the clipping stops) and
-      "approx_kl", (rho - 1) - log rho, which estimates KL(pi_old || pi) a token without bias and is >= 0.
+      LossSums with the metrics "clip_fraction" (tokens whose ratio left the clip), "approx_kl"
+      (KL(π_old || π) by r − 1 − log r on the samples, never below 0), "ratio", "entropy" and "advantage"
+      (before it is normalised), per token. It adds up over micro-batches exactly, but for
+      `normalise_advantages`, where each takes its own mean and deviation.
     """
-    weights_BxT = weights_BxT.astype(jnp.float32)
+    config = config or PPOConfig()
+    weights_BxT = tokens.real(weights_BxT)
     counted_BxT = weights_BxT > 0
-    change_BxT = jnp.where(counted_BxT, log_probs_BxT - old_log_probs_BxT, 0.0).astype(jnp.float32)
-    advantages_BxT = jnp.where(counted_BxT, advantages_BxT, 0.0).astype(jnp.float32)
-    ratio_BxT = jnp.exp(change_BxT)
-    clipped_BxT = jnp.clip(ratio_BxT, 1 - clip_range, 1 + clip_range)
-    gains_BxT = jnp.minimum(ratio_BxT * advantages_BxT, clipped_BxT * advantages_BxT)
-    stopped_BxT = clipped_BxT * advantages_BxT < ratio_BxT * advantages_BxT
-    tokens = jnp.sum(weights_BxT)
-    return LossSums(
-        loss=-jnp.sum(weights_BxT * gains_BxT),
-        weight=tokens,
-        metrics={
-            "clip_fraction": (jnp.sum(weights_BxT * stopped_BxT), tokens),
-            "approx_kl": (jnp.sum(weights_BxT * (ratio_BxT - 1 - change_BxT)), tokens),
-        },
+    count = jnp.sum(weights_BxT)
+    log_probs_BxTxV = tokens.log_softmax(tokens.cleared(logits_BxTxV, counted_BxT))
+    taken_BxT = tokens.select(log_probs_BxTxV, targets_BxT)
+    old_BxT, advantages_BxT = (
+        jax.lax.stop_gradient(tokens.cleared(tokens.real(array), counted_BxT))
+        for array in (old_log_probs_BxT, advantages_BxT)
     )
-
-
-def entropy_sum(logits_BxTxV: jax.Array, weights_BxT: jax.Array) -> jax.Array:
-    """The weighted sum over positions of the entropy of their distributions, in nats: float32 []."""
-    weights_BxT = weights_BxT.astype(jnp.float32)
-    logits_BxTxV = jnp.where((weights_BxT > 0)[..., None], logits_BxTxV.astype(jnp.float32), 0.0)
-    log_probs_BxTxV = jax.nn.log_softmax(logits_BxTxV)
-    return -jnp.sum(weights_BxT[..., None] * jnp.exp(log_probs_BxTxV) * log_probs_BxTxV)
+    log_ratios_BxT = tokens.cleared(taken_BxT - old_BxT, counted_BxT)
+    ratios_BxT = jnp.exp(log_ratios_BxT)
+    factors_BxT = advantages_BxT
+    if config.normalise_advantages:
+        mean, deviation = tokens.moments(advantages_BxT, weights_BxT)
+        factors_BxT = (advantages_BxT - mean) / (deviation + 1e-8)
+    clipped_BxT = jnp.clip(ratios_BxT, 1 - config.clip, 1 + config.clip)
+    losses_BxT = -jnp.minimum(ratios_BxT * factors_BxT, clipped_BxT * factors_BxT)
+    entropy_BxT = tokens.entropy(log_probs_BxTxV)
+    if config.entropy_weight:
+        losses_BxT = losses_BxT - config.entropy_weight * entropy_BxT
+    per_token = {
+        "clip_fraction": (jnp.abs(ratios_BxT - 1) > config.clip).astype(jnp.float32),
+        # expm1, since r − 1 − log r is a small difference of large numbers near 1
+        "approx_kl": jnp.expm1(log_ratios_BxT) - log_ratios_BxT,
+        "ratio": ratios_BxT,
+        "entropy": entropy_BxT,
+        "advantage": advantages_BxT,
+    }
+    return LossSums(
+        loss=jnp.sum(weights_BxT * losses_BxT),
+        weight=tokens.divisor(weights_BxT, config.normalise, segment_ids),
+        metrics=tokens.averages(weights_BxT, per_token, count),
+    )
 
 
 def ppo_value_loss(
@@ -160,26 +129,79 @@ def ppo_value_loss(
     old_values_BxT: jax.Array,
     returns_BxT: jax.Array,
     weights_BxT: jax.Array,
-    clip_range: float | None,
+    value_clip: float | None = 0.2,
 ) -> LossSums:
-    """Half the squared error; with a clip range the greater of that and that of the clipped value.
+    """½ max((V − G)², (V_clipped − G)²), V_clipped being within `value_clip` of the old value.
 
     Args:
-      values_BxT: V in training.
-      old_values_BxT: V at the rollout.
-      returns_BxT: what V is to be.
-      weights_BxT: positions of weight 0 add nothing, even where something is NaN.
-      clip_range: how far from the old value the clipped value may be; None does not clip.
+      values_BxT: V of the state before each token.
+      old_values_BxT: V when the tokens were sampled; no gradient goes into them.
+      returns_BxT: G, the old values plus the generalised advantages; no gradient goes into them.
+      weights_BxT: at least 0; positions of weight 0 add nothing, whatever stands there.
+      value_clip: None is the plain half square.
+
+    Returns:
+      LossSums with the metrics of `values.value_loss`, which `values.explained_variance` reads, and
+      "value_clip_fraction" (tokens whose value left the clip).
     """
-    weights_BxT = weights_BxT.astype(jnp.float32)
-    counted_BxT = weights_BxT > 0
+    weights_BxT = tokens.real(weights_BxT)
+    now_BxT, old_BxT, returns_BxT = (
+        tokens.cleared(tokens.real(array), weights_BxT > 0)
+        for array in (values_BxT, old_values_BxT, returns_BxT)
+    )
+    old_BxT, returns_BxT = jax.lax.stop_gradient((old_BxT, returns_BxT))
+    losses_BxT = jnp.square(now_BxT - returns_BxT)
+    metrics = values.regression_metrics(now_BxT, returns_BxT, weights_BxT)
+    count = jnp.sum(weights_BxT)
+    if value_clip is not None:
+        near_BxT = old_BxT + jnp.clip(now_BxT - old_BxT, -value_clip, value_clip)
+        losses_BxT = jnp.maximum(losses_BxT, jnp.square(near_BxT - returns_BxT))
+        left_BxT = (jnp.abs(now_BxT - old_BxT) > value_clip).astype(jnp.float32)
+        metrics |= tokens.averages(weights_BxT, {"value_clip_fraction": left_BxT}, count)
+    return LossSums(loss=0.5 * jnp.sum(weights_BxT * losses_BxT), weight=count, metrics=metrics)
 
-    def clean(numbers_BxT: jax.Array) -> jax.Array:
-        return jnp.where(counted_BxT, numbers_BxT, 0.0).astype(jnp.float32)
 
-    values_BxT, old_BxT, returns_BxT = clean(values_BxT), clean(old_values_BxT), clean(returns_BxT)
-    errors_BxT = jnp.square(values_BxT - returns_BxT)
-    if clip_range is not None:
-        near_BxT = old_BxT + jnp.clip(values_BxT - old_BxT, -clip_range, clip_range)
-        errors_BxT = jnp.maximum(errors_BxT, jnp.square(near_BxT - returns_BxT))
-    return LossSums(loss=0.5 * jnp.sum(weights_BxT * errors_BxT), weight=jnp.sum(weights_BxT), metrics={})
+def normalise_by_source(rewards_SxN: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """Rewards of a source's candidates less their mean, over their standard deviation: float32 [S, N].
+
+    Args:
+      rewards_SxN: of N candidates a source. A missing one (NaN or infinite) is not counted and comes out NaN:
+        give its tokens a weight of 0.
+      eps: added to the deviation.
+
+    Returns:
+      Normalised rewards; 0 where all the rewards of a source are the same, as a single one is.
+    """
+    rewards_SxN = jnp.asarray(rewards_SxN, jnp.float32)
+    there = jnp.isfinite(rewards_SxN)
+    count_S = jnp.maximum(jnp.sum(there, axis=1, keepdims=True), 1)
+    # Less the least reward first, so that equal rewards have no rounding for the division to blow up.
+    least_S = jnp.min(jnp.where(there, rewards_SxN, jnp.inf), axis=1, keepdims=True)
+    lifted_SxN = jnp.where(there, rewards_SxN - least_S, 0.0)
+    centred_SxN = lifted_SxN - jnp.sum(lifted_SxN, axis=1, keepdims=True) / count_S
+    squares_SxN = jnp.where(there, jnp.square(centred_SxN), 0.0)
+    deviation_S = jnp.sqrt(jnp.sum(squares_SxN, axis=1, keepdims=True) / count_S)
+    return jnp.where(there, centred_SxN / (deviation_S + eps), jnp.nan)
+
+
+def penalised_rewards(
+    rewards_BxT: jax.Array,
+    old_log_probs_BxT: jax.Array,
+    reference_log_probs_BxT: jax.Array,
+    weights_BxT: jax.Array,
+    kl_weight: float,
+    segment_ids: jax.Array | None = None,
+) -> jax.Array:
+    """Rewards of each token: −β (log π_old − log π_ref), plus R at the pair's last token. [B, T].
+
+    Args:
+      rewards_BxT: R of a pair on each of its tokens.
+      old_log_probs_BxT: of the targets under the policy that sampled them.
+      reference_log_probs_BxT: under the policy to stay near, the BC policy.
+      weights_BxT: 0 on padding, where the result is 0.
+      kl_weight: β.
+      segment_ids: int [B, T] or None.
+    """
+    gaps_BxT = tokens.real(old_log_probs_BxT) - tokens.real(reference_log_probs_BxT)
+    penalties_BxT = kl_weight * tokens.cleared(gaps_BxT, weights_BxT > 0)
+    return returns.terminal_rewards(rewards_BxT, weights_BxT, segment_ids) - penalties_BxT

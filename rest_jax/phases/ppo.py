@@ -6,6 +6,7 @@ from the policy as it is at that moment, and that both good and bad ones teach i
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from rest_jax import errors, files, keys, processes
 from rest_jax.network import heads, init, mesh, transformer
 from rest_jax.network.config import T5Config
-from rest_jax.objectives import policy, ppo
+from rest_jax.objectives import ppo
 from rest_jax.phases import reward_model
 from rest_jax.phases.improve import ValidationReward
 from rest_jax.phases.lineage import BC, PPO
@@ -98,7 +99,8 @@ def _train(workspace: Workspace, settings: PPOSettings) -> Mapping[str, Any]:
         files.write_json(folder / STORY_NAME, story)
         files.clear_folder(folder / ROLLOUTS_NAME)
     checkpoints.discard_checkpoints(folder)
-    return {**story, "best_step": result.best_step, **result.best_metrics}
+    # What the table of several runs goes by; "samples" of an Improve step are those of its Grow step.
+    return {**story, "sampled": story["samples"], "best_step": result.best_step, **result.best_metrics}
 
 
 def initial_params(workspace: Workspace) -> dict[str, Params]:
@@ -130,6 +132,7 @@ def ppo_loss(config: T5Config, objective: ppo.PPOConfig) -> ContextLossFn:
     There is no dropout: the ratio of new to old probability is that of one and the same network.
     """
     model, value_model = transformer.Transformer(config), heads.ValueModel(config)
+    normalised_before = dataclasses.replace(objective, normalise_advantages=False)  # over a whole rollout
 
     def loss(
         params: Params, batch: Seq2SeqBatch, dropout_key: jax.Array | None, context: LossContext
@@ -137,28 +140,30 @@ def ppo_loss(config: T5Config, objective: ppo.PPOConfig) -> ContextLossFn:
         del dropout_key, context
         columns = {name: jnp.asarray(column) for name, column in batch.token_columns.items()}
         weights_BxT = jnp.asarray(batch.decoder_loss_weights)
-        logits_BxTxV = apply_to_batch(model, params["policy"], batch, deterministic=True)
-        values_BxT = apply_to_batch(value_model, params["value"], batch, deterministic=True)
         of_policy = ppo.ppo_policy_loss(
-            policy.token_log_probs(logits_BxTxV, jnp.asarray(batch.decoder_target_tokens)),
+            apply_to_batch(model, params["policy"], batch, deterministic=True),
+            jnp.asarray(batch.decoder_target_tokens),
+            weights_BxT,
             columns["old_log_prob"],
             columns["advantage"],
-            weights_BxT,
-            objective.clip_range,
+            normalised_before,
+            None if batch.decoder_segment_ids is None else jnp.asarray(batch.decoder_segment_ids),
         )
         of_value = ppo.ppo_value_loss(
-            values_BxT, columns["old_value"], columns["return"], weights_BxT, objective.value_clip_range
+            apply_to_batch(value_model, params["value"], batch, deterministic=True),
+            columns["old_value"],
+            columns["return"],
+            weights_BxT,
+            objective.value_clip,
         )
-        total = of_policy.loss + objective.value_coefficient * of_value.loss
         metrics = {
             "policy_loss": (of_policy.loss, of_policy.weight),
             "value_loss": (of_value.loss, of_value.weight),
             **of_policy.metrics,
+            **{f"value_{name.removeprefix('value_')}": pair for name, pair in of_value.metrics.items()},
         }
-        if objective.entropy_coefficient:
-            entropy = ppo.entropy_sum(logits_BxTxV, weights_BxT)
-            total -= objective.entropy_coefficient * entropy
-            metrics["entropy"] = (entropy, of_policy.weight)
+        # One divisor for both, so that micro-batches add up.
+        total = of_policy.loss + objective.value_weight * of_value.loss
         return LossSums(total, of_policy.weight, metrics)
 
     return loss

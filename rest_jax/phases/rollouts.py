@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as tensors
 
 from rest_jax import errors, files, keys, processes
 from rest_jax.data import batches
-from rest_jax.objectives import ppo
+from rest_jax.objectives import ppo, returns
 from rest_jax.phases import reward_model, token_numbers
 from rest_jax.phases.lineage import BC
 from rest_jax.phases.ppo_settings import PPOSettings
@@ -181,20 +180,18 @@ class Rollouts:
         old = token_numbers.log_probs(workspace, params["policy"], pairs, size)
         reference = token_numbers.log_probs(workspace, self._start, pairs, size)
         values = token_numbers.values(workspace, workspace.experiment.policy, params["value"], pairs, size)
-        rewards = -objective.kl_coefficient * (old - reference)
-        rewards[pairs.targets.offsets[1:] - 1] += rewards_n.astype(np.float32)
-        advantages = _advantages(pairs.targets, rewards, values, settings)
-        returns = advantages + values
+        advantages = _advantages(pairs, rewards_n, (old, reference, values), settings)
+        targets = advantages + values
         metrics = {
             "kl_per_token": float(np.mean(old - reference)),
             "kl_per_sequence": float(np.sum(old - reference) / len(pairs)),
             "entropy_per_token": float(-np.mean(old)),
             "length": float(np.mean(pairs.targets.lengths)),
-            "value_explained_variance": explained_variance(values, returns),
+            "value_explained_variance": explained_variance(values, targets),
         }
-        if objective.whiten_advantages:
+        if objective.normalise_advantages:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-6)
-        columns = {"old_log_prob": old, "old_value": values, "advantage": advantages, "return": returns}
+        columns = {"old_log_prob": old, "old_value": values, "advantage": advantages, "return": targets}
         return columns, metrics
 
     def _tell(self, number: int, step: int, metrics: dict[str, float]) -> None:
@@ -290,16 +287,10 @@ def source_rows(count: int, wanted: int, seed: int, number: int) -> np.ndarray:
 
 
 def shaped_rewards(rewards_SxN: np.ndarray, settings: PPOSettings) -> np.ndarray:
-    """Rewards as PPO sees them, float32 [S, N]: normalised by source, or as they are.
-
-    A missing reward (NaN) has no part in the others' mean; what comes back in its place means nothing.
-    """
+    """Rewards as PPO sees them, float32 [S, N]: normalised by source, or as they are; NaN where missing."""
     if not settings.objective.normalise_rewards:
         return rewards_SxN.astype(np.float32)
-    missing = ~np.isfinite(rewards_SxN)
-    counts_S = np.maximum((~missing).sum(1, keepdims=True), 1)
-    means_S = np.where(missing, 0.0, rewards_SxN).sum(1, keepdims=True) / counts_S
-    return np.asarray(ppo.normalise_by_source(jnp.asarray(np.where(missing, means_S, rewards_SxN))))
+    return np.asarray(_normalise(rewards_SxN.astype(np.float32)))
 
 
 def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:
@@ -315,22 +306,47 @@ def _deviation_in_source(rewards_SxN: np.ndarray) -> float:
 
 
 def _advantages(
-    targets: RaggedTokens, rewards: np.ndarray, values: np.ndarray, settings: PPOSettings
+    pairs: TokenPairs, rewards_n: np.ndarray, networks: tuple[np.ndarray, ...], settings: PPOSettings
 ) -> np.ndarray:
-    """Generalised advantages of ragged tokens, float32 [target tokens]."""
+    """Generalised advantages of each target token, float32 [target tokens].
+
+    Args:
+      pairs: the translations.
+      rewards_n: of each of them.
+      networks: log-probabilities of the policy and of BC, and values, float32 [target tokens].
+      settings: of PPO.
+    """
     length = settings.sampling.max_length
-    counted_nxT = np.arange(length) < targets.lengths[:, None]
+    counted_nxT = np.arange(length) < pairs.targets.lengths[:, None]
 
     def padded(numbers: np.ndarray) -> np.ndarray:
         rows_nxT = np.zeros(counted_nxT.shape, np.float32)
         rows_nxT[counted_nxT] = numbers
         return rows_nxT
 
-    program = _advantage_program(settings.objective.discount, settings.objective.trace)
-    found_nxT = program(padded(rewards), padded(values), counted_nxT.astype(np.float32))
+    rewards = token_numbers.of_each_token(pairs, rewards_n)
+    program = _advantage_program(settings.objective)
+    found_nxT = program(counted_nxT.astype(np.float32), *map(padded, (rewards, *networks)))
     return np.asarray(found_nxT)[counted_nxT]
 
 
+_normalise = jax.jit(ppo.normalise_by_source)
+
+
 @functools.lru_cache(maxsize=8)
-def _advantage_program(discount: float, trace: float) -> Any:
-    return jax.jit(functools.partial(ppo.generalised_advantages, discount=discount, trace=trace))
+def _advantage_program(objective: ppo.PPOConfig) -> Any:
+    def advantages(
+        weights_BxT: jax.Array,
+        rewards_BxT: jax.Array,
+        old_BxT: jax.Array,
+        reference_BxT: jax.Array,
+        values_BxT: jax.Array,
+    ) -> jax.Array:
+        penalised_BxT = ppo.penalised_rewards(
+            rewards_BxT, old_BxT, reference_BxT, weights_BxT, objective.kl_weight
+        )
+        return returns.generalised_advantages(
+            penalised_BxT, values_BxT, weights_BxT, discount=objective.discount, trace=objective.trace
+        )
+
+    return jax.jit(advantages)

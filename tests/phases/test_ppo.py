@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rest_jax import errors, files
-from rest_jax.phases import ppo, reward_model, rollouts
+from rest_jax.phases import ppo, reward_model, rollouts, token_numbers
 from rest_jax.phases.lineage import BC, PPO
 from rest_jax.training import checkpoints
 from rest_jax.training.logbook import read_metrics
@@ -40,7 +40,7 @@ LEARNING = (
     "PPOSettings.samples_per_source=8",
     "ppo/TrainerConfig.train_steps=100",
     "ppo/TrainerConfig.eval_period=50",
-    "PPOConfig.kl_coefficient=0.01",
+    "PPOConfig.kl_weight=0.01",
     "ppo/OptimizerConfig.learning_rate=5e-3",
 )
 
@@ -110,7 +110,7 @@ def made_rollout(place, number: int = 0):
 
 
 def test_at_first_every_ratio_is_1(tmp_path):
-    """Before the first update new and old policy are one: nothing is clipped, and no distance between them."""
+    """Before the first update new and old policy are one: nothing is clipped, nothing lies between them."""
     place = ppo_place.place(tmp_path)
     kept, params = made_rollout(place)
     loss = ppo.ppo_loss(place.experiment.policy, place.experiment.ppo.objective)
@@ -127,15 +127,13 @@ def test_at_first_every_ratio_is_1(tmp_path):
 
 def test_columns_of_a_rollout_worked_out_anew(tmp_path):
     """Rewards, penalty, generalised advantages, whitening: in NumPy, sequence by sequence, from the text."""
-    place = ppo_place.place(tmp_path, "PPOConfig.discount=0.9", "PPOConfig.kl_coefficient=0.5")
+    place = ppo_place.place(tmp_path, "PPOConfig.discount=0.9", "PPOConfig.kl_weight=0.5")
     start = ppo.initial_params(place)
     moved = jax.tree.map(lambda leaf: leaf * 1.02, start["policy"])  # so that there is a distance to BC
     params = {"policy": moved, "value": start["value"]}
     kept = rollouts.Rollouts(place, place.policy_folder(PPO))
     kept.before_batch(0, params)
     found = kept._read(0)
-    from rest_jax.phases import token_numbers
-
     pairs = kept._pairs(found.rows, found.targets)
     reference = token_numbers.log_probs(place, start["policy"], pairs, 8)
     texts = ppo_place.Numerals().decode_batch([found.targets[row] for row in range(len(pairs))])
@@ -237,7 +235,7 @@ def digest(folder) -> str:
 
 
 def test_killed_within_rollouts_a_training_ends_the_same(unbroken, tmp_path):
-    """Rollouts start at steps 0, 3, 6, 9; checkpoints stand at 0, 2, 4, 6, 8, 10, 12: some within a rollout."""
+    """Rollouts start at steps 0, 3, 6, 9; checkpoints are of 0, 2, 4, 6, 8, 10, 12: some within a rollout."""
     points = ["before-rename:000000.safetensors", "rollout-written:1", "rollout-written:2", "before-fit"]
     for point in points:
         killed = run(tmp_path, point)
@@ -293,11 +291,11 @@ def test_a_rollout_is_read_back_as_it_was_made(tmp_path):
 @pytest.mark.parametrize(
     ("binding", "said"),
     [
-        ("PPOSettings.samples=250", "250 samples are no whole number of rollouts .*multiple of 64, such as 256"),
+        ("PPOSettings.samples=250", "250 samples are no whole .*multiple of 64, such as 256"),
         ("PPOSettings.samples=0", "samples is 0"),
         ("ppo/TrainerConfig.train_steps=13", "13 steps cannot be spread evenly over 4 rollouts"),
         ("ppo/TrainerConfig.batch_size=128", "batch of 128 rows is larger than a rollout of 64"),
-        ("PPOConfig.clip_range=0.0", "clip_range = 0.0 must be above 0"),
+        ("PPOConfig.clip=0.0", "clip = 0.0 must be a number above 0"),
         ("PPOConfig.trace=1.5", "trace = 1.5 must be"),
         ("ppo/SamplingConfig.max_length=17", "samples of up to 17 tokens do not fit training rows of 16"),
     ],
