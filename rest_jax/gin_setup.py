@@ -28,7 +28,8 @@ from rest_jax.data import corpora, vocabulary
 from rest_jax.generation import batching, sampler, search
 from rest_jax.network import config as network_config
 from rest_jax.network import mesh
-from rest_jax.objectives import filters, guards, ppo, selections
+from rest_jax.objectives import actor_critic, filters, gold, guards, policy, ppo, selections, v_mpo
+from rest_jax.objectives import values as value_losses
 from rest_jax.phases import experiment, ppo_settings
 from rest_jax.rewards import ratings
 from rest_jax.training import optimizers, trainer
@@ -53,7 +54,13 @@ CONFIGURABLES: tuple[type, ...] = (
     selections.TopKSchedule,
     guards.GuardConfig,
     ratings.RaterConfig,
-    experiment.BehaviourCloningConfig,
+    policy.BehaviourCloningConfig,
+    gold.GoldConfig,
+    v_mpo.VMPOConfig,
+    actor_critic.OACConfig,
+    value_losses.BVEConfig,
+    value_losses.ValueConfig,
+    experiment.ValueFunctionConfig,
     experiment.RewardModelConfig,
     experiment.GrowConfig,
     experiment.ImproveConfig,

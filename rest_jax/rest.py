@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rest_jax.phases import annotate, evaluate, grow, improve, ppo, pretrain, reward_model, vocab
+from rest_jax.phases import annotate, evaluate, grow, improve, ppo, pretrain, reward_model, value, vocab
 from rest_jax.phases.experiment import Experiment
 from rest_jax.phases.lineage import BC, PPO, PolicyName
 from rest_jax.phases.workspace import Workspace
@@ -23,7 +23,7 @@ class Step(NamedTuple):
     grow: int = 0
 
     def __str__(self) -> str:
-        about = {"grow": f"g{self.grow}", "annotate": f"g{self.grow}"}
+        about = dict.fromkeys(("grow", "annotate", "value"), f"g{self.grow}")
         if self.verb in ("improve", "evaluate"):
             return f"{self.verb} {self.policy.folder}"
         return f"{self.verb} {about.get(self.verb, '')}".strip()
@@ -38,6 +38,8 @@ def plan(experiment: Experiment) -> Iterator[Step]:
     for g in range(1, experiment.grow_steps + 1):
         yield Step("grow", grow=g)
         yield Step("annotate", grow=g)
+        if experiment.needs_value:
+            yield Step("value", grow=g)
         for i in range(0 if experiment.improve.unfiltered else 1, experiment.improve.steps_of(g) + 1):
             name = PolicyName(g, i)
             yield Step("improve", name)
@@ -62,6 +64,8 @@ def do(workspace: Workspace, step: Step) -> None:
             grow.grow(workspace, step.grow)
         case "annotate":
             annotate.annotate(workspace, step.grow)
+        case "value":
+            value.make_value(workspace, step.grow)
         case "improve":
             improve.improve(workspace, step.policy)
         case "ppo":

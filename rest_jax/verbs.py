@@ -61,6 +61,12 @@ def _annotate(workspace, arguments: Arguments) -> None:
     annotate.annotate(workspace, arguments.grow_step)
 
 
+def _value(workspace, arguments: Arguments) -> None:
+    from rest_jax.phases import value
+
+    value.make_value(workspace, arguments.grow_step)
+
+
 def _improve(workspace, arguments: Arguments) -> None:
     from rest_jax.phases import improve
     from rest_jax.phases.lineage import PolicyName
@@ -231,6 +237,13 @@ VERBS: dict[str, Verb] = {
         "RUN/grow/gG, RUN/reward",
         "RUN/grow/gG/rewards",
         with_workspace(_annotate, takes_shard=True),
+        flags.grow,
+    ),
+    "value": Verb(
+        "trains the value function that V-MPO and OAC read, on a Grow set",
+        "RUN/grow/gG, RUN/policy",
+        "RUN/value/gG",
+        with_workspace(_value),
         flags.grow,
     ),
     "improve": Verb(

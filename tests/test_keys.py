@@ -94,3 +94,29 @@ def test_the_numbers_are_pinned():
 def test_a_number_that_is_no_address_is_refused(seed):
     with pytest.raises(ValueError, match="not an unsigned 64-bit number"):
         keys.stream_key(seed, Stream.GROW)
+
+
+def test_an_address_hash_is_split_mix_64():
+    """Its finaliser against the published outputs for seed 0 and 1234567, and against plain integers."""
+    zero = keys.address_hash(0, np.zeros(1, np.int64))
+    mask = 2**64 - 1
+
+    def mixed(state: int) -> int:
+        state = (state + 0x9E3779B97F4A7C15) & mask
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+        return state ^ (state >> 31)
+
+    assert mixed(0) == 0xE220A8397B1DCDAF
+    assert mixed(1234567) == 6457827717110365317
+    assert zero.tolist() == [mixed(mixed(0))]
+    found = keys.address_hash(2**63 + 5, np.array([1, -1]), np.array([2**62, 3], np.int64))
+    wanted = [
+        mixed(mixed(mixed(2**63 + 5) ^ 1) ^ 2**62), mixed(mixed(mixed(2**63 + 5) ^ mask) ^ 3),
+    ]  # fmt: skip
+    assert found.dtype == np.uint64
+    assert found.tolist() == wanted
+    # A part of its own for each place: (1, 2) is another address than (2, 1), in any integer type.
+    one, two = np.array([1], np.int32), np.array([2], np.int32)
+    assert keys.address_hash(0, one, two) != keys.address_hash(0, two, one)
+    assert keys.address_hash(0, one, two) == keys.address_hash(0, one.astype(np.int64), two.astype(np.uint8))

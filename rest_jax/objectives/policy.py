@@ -5,6 +5,7 @@ Floor 1. Paper: arXiv:2308.08998, section 2, eq. (1). All of it in float32, what
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax
@@ -14,6 +15,26 @@ from rest_jax import errors
 from rest_jax.objectives import tokens
 from rest_jax.objectives.tokens import Normalise
 from rest_jax.types import LossSums
+
+
+@dataclasses.dataclass(frozen=True)
+class BehaviourCloningConfig:
+    """The negative log-likelihood, eq. (1) of the paper.
+
+    Attributes:
+      normalise: "token" averages over the target tokens of a batch, "sequence" over its pairs.
+      label_smoothing: mass moved from the target to the rest of the vocabulary.
+      z_loss: weight of the squared log-normaliser, which keeps logits small in bfloat16.
+    """
+
+    normalise: Normalise = "token"
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The loss's name in tables, as the paper writes it."""
+        return "BC"
 
 
 def token_log_probs(logits_BxTxV: jax.Array, targets_BxT: jax.Array) -> jax.Array:

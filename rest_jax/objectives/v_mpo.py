@@ -39,6 +39,7 @@ class VMPOConfig:
       rho_bar: V-trace's clip ρ-bar.
       c_bar: V-trace's clip c-bar, at most rho_bar.
       sync_period: updates between two copies of the policy for π_old.
+      dual_learning_rate: Adam's rate for η and α.
 
     Raises:
       ConfigError: a setting is out of its range.
@@ -56,6 +57,7 @@ class VMPOConfig:
     rho_bar: float = 1.0
     c_bar: float = 1.0
     sync_period: int = 100
+    dual_learning_rate: float = 1e-2
 
     def __post_init__(self) -> None:
         settings.require_number(self, "top_fraction", 0, 1, above=True)
@@ -68,6 +70,7 @@ class VMPOConfig:
         settings.require_number(self, "c_bar", 0, above=True)
         settings.require(self.c_bar <= self.rho_bar, self, "c_bar", f"at most rho_bar = {self.rho_bar}")
         settings.require_whole(self, "sync_period", 1)
+        settings.require_number(self, "dual_learning_rate", 0, above=True)
 
     @property
     def name(self) -> str:

@@ -56,6 +56,8 @@ class BVEConfig:
       kind: "mse" or "huber", of Q(s_t, y_t) against its target.
       delta: where "huber" turns into a line.
       sync_period: updates between two copies of the network for the targets.
+      scale: Q = scale · logits. A policy that samples from the softmax of its logits then acts by
+        softmax(Q / scale), and logits of a usual size stand for rewards in [0, 1].
 
     Raises:
       ConfigError: a setting is out of its range.
@@ -65,12 +67,14 @@ class BVEConfig:
     kind: ValueKind = "mse"
     delta: float = 1.0
     sync_period: int = 100
+    scale: float = 0.05
 
     def __post_init__(self) -> None:
         settings.require_number(self, "discount", 0, 1)
         settings.require_choice(self, "kind", ("mse", "huber"))
         settings.require_number(self, "delta", 0, above=True)
         settings.require_whole(self, "sync_period", 1)
+        settings.require_number(self, "scale", 0, above=True)
 
     @property
     def name(self) -> str:

@@ -147,6 +147,8 @@ def _origin(workspace: Workspace, name: PolicyName) -> dict[str, Any]:
         "grow": name.grow,
         "improve": name.improve,
         "loss": name.rival.upper() or workspace.experiment.improve.loss.name,
+        "selection": None,
+        "selection_value": None,
         "threshold": None,
         "threshold_quantile": None,
         "kept": None,
@@ -155,7 +157,8 @@ def _origin(workspace: Workspace, name: PolicyName) -> dict[str, Any]:
     if name != BC:
         path = workspace.policy_folder(name) / f"{name.phase}.json"
         story = json.loads(path.read_text(encoding="utf-8"))
-        origin |= {key: story.get(key) for key in ("threshold", "threshold_quantile", "kept", "samples")}
+        kept = ("selection", "selection_value", "threshold", "threshold_quantile", "kept", "samples")
+        origin |= {key: story.get(key) for key in kept}
     return origin
 
 

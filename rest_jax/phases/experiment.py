@@ -15,7 +15,8 @@ from rest_jax.data import corpora, vocabulary
 from rest_jax.generation import batching, sampler, search
 from rest_jax.network import config as network_config
 from rest_jax.network import mesh
-from rest_jax.objectives import filters, guards, selections
+from rest_jax.objectives import actor_critic, filters, gold, guards, selections, v_mpo, values
+from rest_jax.objectives.policy import BehaviourCloningConfig
 from rest_jax.phases.jobs import Job
 from rest_jax.phases.ppo_settings import PPOSettings
 from rest_jax.rewards import ratings
@@ -36,6 +37,11 @@ Selection = (
     | selections.TopKSchedule
 )
 
+PolicyLoss = (
+    BehaviourCloningConfig | gold.GoldConfig | v_mpo.VMPOConfig | actor_critic.OACConfig | values.BVEConfig
+)
+_READ_VALUES = (v_mpo.VMPOConfig, actor_critic.OACConfig)
+
 
 def _require(condition: bool, what: str, where: str, remedy: str) -> None:
     if not condition:
@@ -45,26 +51,6 @@ def _require(condition: bool, what: str, where: str, remedy: str) -> None:
 def _has_rater_split(corpus: Corpus) -> bool:
     given = getattr(corpus, "rater", None) or getattr(corpus, "rater_source", None)
     return given is not None or corpus.rater_size > 0
-
-
-@dataclasses.dataclass(frozen=True)
-class BehaviourCloningConfig:
-    """The negative log-likelihood, eq. (1) of the paper.
-
-    Attributes:
-      normalise: "token" averages over the target tokens of a batch, "sequence" over its pairs.
-      label_smoothing: mass moved from the target to the rest of the vocabulary.
-      z_loss: weight of the squared log-normaliser, which keeps logits small in bfloat16.
-    """
-
-    normalise: Literal["token", "sequence"] = "token"
-    label_smoothing: float = 0.0
-    z_loss: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """The loss's name in tables, as the paper writes it."""
-        return "BC"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +166,7 @@ class ImproveConfig:
     selection: Selection
     trainer: trainer.TrainerConfig
     later_selection: Selection | None = None
-    loss: BehaviourCloningConfig = BehaviourCloningConfig()
+    loss: PolicyLoss = BehaviourCloningConfig()
     learning_rate_decay: float = 0.5
     unfiltered: bool = False
     start_from: Literal["before", "base"] = "before"
@@ -230,6 +216,33 @@ class ImproveConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ValueFunctionConfig:
+    """The value function of the behaviour policy, V(x, y_{<t}) (A.8.4), for the losses that read one.
+
+    Attributes:
+      trainer: how it is trained on the Grow set.
+      loss: what it is regressed on.
+      network: its size; None takes the policy's.
+      start_from_policy: copies the encoder and decoder of the behaviour policy before training.
+      report_pairs: training pairs on which its ranking is compared with the rewards'.
+    """
+
+    trainer: trainer.TrainerConfig
+    loss: values.ValueConfig = values.ValueConfig()
+    network: network_config.T5Config | None = None
+    start_from_policy: bool = True
+    report_pairs: int = 10000
+
+    def __post_init__(self) -> None:
+        _require(
+            self.report_pairs >= 2,
+            f"report_pairs is {self.report_pairs}",
+            "ValueFunctionConfig.report_pairs",
+            "Give at least 2: one pair has no rank",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """How a policy is measured.
 
@@ -269,6 +282,7 @@ class Experiment:
       reward: the reward.
       grow: the Grow step.
       improve: the Improve steps.
+      value: the value function, for the losses that read one.
       evaluation: how each policy is measured.
       ppo: the online-RL baseline; None is a run without.
       grow_steps: G.
@@ -292,6 +306,7 @@ class Experiment:
     improve: ImproveConfig
     evaluation: EvaluationConfig
     pretrain_loss: BehaviourCloningConfig = BehaviourCloningConfig()
+    value: ValueFunctionConfig | None = None
     ppo: PPOSettings | None = None
     grow_steps: int = 1
     decoding: batching.DecodeBatching = batching.DecodeBatching()
@@ -329,6 +344,7 @@ class Experiment:
             f"{type(self.corpus).__name__}.rater_size",
             "Hold some 8000 pairs out with rater_size, or give RewardModelConfig.ratings_file",
         )
+        self._check_value()
         _require(self.grow_steps >= 1, f"grow_steps is {self.grow_steps}", "GROW_STEPS", "Give at least 1")
         _require(bool(self.model_dir), "MODEL_DIR is empty", "MODEL_DIR", "Name the run folder")
         _require(
@@ -344,6 +360,30 @@ class Experiment:
             "SHARD",
             "Start at most as many jobs as GrowConfig.shards says",
         )
+
+    def _check_value(self) -> None:
+        """A loss that reads a value function needs one, of its own discount."""
+        loss = self.improve.loss
+        if not isinstance(loss, _READ_VALUES):
+            return
+        _require(
+            self.value is not None,
+            f"{loss.name} reads a value function, and the run has none",
+            "Experiment.value",
+            "Include gin_configs/objectives/value.gin",
+        )
+        assert self.value is not None
+        _require(
+            self.value.loss.discount == loss.discount,
+            f"{loss.name} discounts by {loss.discount}, and its value function by {self.value.loss.discount}",
+            f"{type(loss).__name__}.discount",
+            "Bind ValueConfig.discount to the same number",
+        )
+
+    @property
+    def needs_value(self) -> bool:
+        """Whether the loss of Improve reads a value function."""
+        return isinstance(self.improve.loss, _READ_VALUES)
 
     @property
     def job(self) -> Job | None:

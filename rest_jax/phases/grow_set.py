@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -122,6 +122,32 @@ class Survivors:
     guarded: Mapping[str, int]
 
 
+class _Bits:
+    """Flags that are appended and read in order, one bit each: 16 million take 2 MB."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, np.ndarray]] = []
+
+    def append(self, flags: np.ndarray) -> None:
+        """Takes in further flags, bool [n]."""
+        if len(flags):
+            self._parts.append((len(flags), np.packbits(flags)))
+
+    def reader(self) -> Callable[[int], np.ndarray]:
+        """A function that gives the next n flags, bool [n], from the start."""
+        parts, held = iter(self._parts), np.zeros(0, bool)
+
+        def following(count: int) -> np.ndarray:
+            nonlocal held
+            while len(held) < count:
+                size, packed = next(parts)
+                held = np.concatenate([held, np.unpackbits(packed, count=size).view(bool)])
+            given, held = held[:count], held[count:]
+            return given
+
+        return following
+
+
 @dataclasses.dataclass(frozen=True)
 class GrowSet:
     """D_g as files: the samples of one or several Grow steps on disk, the rewards of D in memory.
@@ -135,6 +161,9 @@ class GrowSet:
     readers: Mapping[int, CandidateReader]
     reward: str
     dataset: Dataset
+    _known: dict[GuardConfig, Mapping[int, _Bits]] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     @property
     def rewards(self) -> Chunks:
@@ -143,9 +172,34 @@ class GrowSet:
         return Chunks(lambda: itertools.chain.from_iterable(chunks))
 
     def usable_rewards(self, guards: GuardConfig, with_dataset: bool = False) -> Chunks:
-        """The rewards that a filter sees, NaN where a guard took the sample out; those of D at the end."""
-        of_dataset = [self.dataset.rewards] if with_dataset else []
-        return Chunks(lambda: itertools.chain((part.rewards for part in self.judged(guards)), of_dataset))
+        """The rewards that a filter sees, NaN where a guard took the sample out; those of D at the end.
+
+        They are gone through several times. What the guards look at is read for the first pass alone; then it
+        is known by a bit a sample.
+        """
+
+        def once() -> Iterator[np.ndarray]:
+            for number, reader in self.readers.items():
+                chunks = reader.reward_chunks(self.reward)
+                if not guards.names:
+                    yield from chunks
+                    continue
+                bits = self._without_reward(guards)[number].reader()
+                yield from (np.where(bits(len(rewards)), np.nan, rewards) for rewards in chunks)
+            if with_dataset:
+                yield self.dataset.rewards
+
+        return Chunks(once)
+
+    def _without_reward(self, guards: GuardConfig) -> Mapping[int, _Bits]:
+        """By g, which samples have no reward after the guards, in the order of the store."""
+        if guards not in self._known:
+            found = {number: _Bits() for number in self.readers}
+            for piece, rewards, _ in self.judged(guards):
+                for number, bits in found.items():
+                    bits.append(np.isnan(rewards[piece.grow_steps == number]))
+            self._known[guards] = found
+        return self._known[guards]
 
     def judged(self, guards: GuardConfig) -> Iterator[Judged]:
         """The samples in pieces of whole sources, those of several Grow steps merged, behind the guards.

@@ -17,9 +17,9 @@ from rest_jax import errors, files, keys, processes
 from rest_jax.data import batches
 from rest_jax.phases import reward_model, selection
 from rest_jax.phases.evaluate import mean_reward
+from rest_jax.phases.learners import make_learner
 from rest_jax.phases.lineage import PolicyName, improve_index, starting_policy
-from rest_jax.phases.losses import policy_loss
-from rest_jax.phases.pretrain import describe_rows, policy_trainer
+from rest_jax.phases.pretrain import describe_rows
 from rest_jax.phases.workspace import Workspace
 from rest_jax.training import checkpoints, trainer
 from rest_jax.types import Params
@@ -58,11 +58,22 @@ def improve(workspace: Workspace, name: PolicyName) -> None:
             ),
             "rewards": workspace.digest(workspace.grow_rewards_folder(name.grow), "annotate"),
             **selection.earlier_rewards(workspace, name.grow),
+            **_value_identity(workspace, name),
             "dataset_rewards": workspace.digest(workspace.dataset_rewards_folder, "annotate"),
         },
         lambda: _improve(workspace, name, start),
         scratch=("checkpoints",),
     )
+
+
+def _value_identity(workspace: Workspace, name: PolicyName) -> dict[str, Any]:
+    """The value function, where the loss reads one."""
+    if not workspace.experiment.needs_value:
+        return {}
+    return {
+        "value": workspace.digest(workspace.value_folder(name.grow), "value"),
+        "value_settings": workspace.experiment.value,
+    }
 
 
 def trainer_config(workspace: Workspace, name: PolicyName) -> trainer.TrainerConfig:
@@ -73,7 +84,7 @@ def trainer_config(workspace: Workspace, name: PolicyName) -> trainer.TrainerCon
 
 
 def _improve(workspace: Workspace, name: PolicyName, start: PolicyName) -> Mapping[str, Any]:
-    experiment, settings = workspace.experiment, workspace.experiment.improve
+    experiment = workspace.experiment
     selected = selection.select(workspace, name)
     story = {
         **selected.story,
@@ -85,16 +96,20 @@ def _improve(workspace: Workspace, name: PolicyName, start: PolicyName) -> Mappi
     workspace.logbook.say(f"{name.folder}: {selection.told(story)}")
     config = trainer_config(workspace, name)
     seed = keys.derived_seed(experiment.seed, "improve", name.grow, name.improve)
+    learner = make_learner(workspace, name, workspace.policy_params(start), selected, config.batch_size)
     training_batches = batches.PackedBatches(
-        selected.pairs,
+        learner.pairs,
         batch_size=config.batch_size,
         source_length=experiment.source_length,
         target_length=experiment.target_length,
         seed=seed,
     )
     workspace.logbook.say(describe_rows(training_batches))
-    result = policy_trainer(workspace, config, policy_loss(experiment.policy, settings.loss)).fit(
-        workspace.policy_params(start),
+    fine_tuning = trainer.Trainer(
+        config, learner.loss_fn, workspace.mesh, learner.shardings, learner.companions
+    )
+    result = fine_tuning.fit(
+        learner.params,
         training_batches.at,
         [ValidationReward(workspace)],
         workspace.policy_folder(name),

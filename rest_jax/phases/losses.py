@@ -13,15 +13,15 @@ import jax.numpy as jnp
 from rest_jax.network import config as network_config
 from rest_jax.network import heads, transformer
 from rest_jax.objectives import policy, reward
-from rest_jax.phases.experiment import BehaviourCloningConfig
 from rest_jax.types import LossFn, LossSums, Params, RewardBatch, Seq2SeqBatch
 
 
-def _dropout(key: jax.Array | None) -> dict[str, Any]:
+def dropout_arguments(key: jax.Array | None) -> dict[str, Any]:
+    """How a network is told of its dropout key; None is none."""
     return {"deterministic": True} if key is None else {"deterministic": False, "rngs": {"dropout": key}}
 
 
-def policy_loss(config: network_config.T5Config, objective: BehaviourCloningConfig) -> LossFn:
+def policy_loss(config: network_config.T5Config, objective: policy.BehaviourCloningConfig) -> LossFn:
     """The loss of a policy on (packed) pairs."""
     model = transformer.Transformer(config)
 
@@ -32,7 +32,7 @@ def policy_loss(config: network_config.T5Config, objective: BehaviourCloningConf
             batch.decoder_input_tokens,
             encoder_segment_ids=batch.encoder_segment_ids,
             decoder_segment_ids=batch.decoder_segment_ids,
-            **_dropout(dropout_key),
+            **dropout_arguments(dropout_key),
         )
         return policy.behaviour_cloning(
             jnp.asarray(logits_BxTxV),
@@ -56,7 +56,7 @@ def reward_loss(config: network_config.T5Config, kind: Literal["bce", "mse"]) ->
             {"params": params},
             batch.encoder_input_tokens,
             batch.decoder_input_tokens,
-            **_dropout(dropout_key),
+            **dropout_arguments(dropout_key),
         )
         scores_B, weights_B = jnp.asarray(batch.scores), jnp.asarray(batch.row_weights)
         return reward.regression_loss(jnp.asarray(logits_B), scores_B, weights_B, kind=kind)

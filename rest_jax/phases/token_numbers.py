@@ -19,10 +19,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rest_jax.data.batches import iterate_batches
+from rest_jax.generation.sampler import SamplingConfig
+from rest_jax.generation.scorer import score_logits
 from rest_jax.network import heads, transformer
 from rest_jax.network.config import T5Config
 from rest_jax.network.mesh import batch_sharding, replicated, use_mesh
-from rest_jax.objectives.policy import token_log_probs
 from rest_jax.phases.workspace import Workspace
 from rest_jax.training.step import place_batch
 from rest_jax.types import Params, Seq2SeqBatch, TokenPairs
@@ -46,16 +47,25 @@ def apply_to_batch(model: Any, params: Params, batch: Seq2SeqBatch, **dropout: A
     )
 
 
-def log_probs(workspace: Workspace, params: Params, pairs: TokenPairs, batch_size: int) -> np.ndarray:
-    """log π(y_t | y_{<t}, x) at temperature 1, float32 [target tokens], as `pairs.targets.values` lies.
+def log_probs(
+    workspace: Workspace,
+    params: Params,
+    pairs: TokenPairs,
+    batch_size: int,
+    sampling: SamplingConfig | None = None,
+) -> np.ndarray:
+    """log π(y_t | y_{<t}, x), float32 [target tokens], as `pairs.targets.values` lies.
 
     Args:
       workspace: the run; the network is its policy's.
       params: of a policy.
       pairs: any; each must fit a training row.
       batch_size: rows at a time, over all devices.
+      sampling: None gives the policy's own, at temperature 1; else those of the distribution that is sampled
+        from, -inf for a token that it never draws.
     """
-    program = _log_prob_program(workspace.experiment.policy, workspace.mesh)
+    allowed = None if sampling is None else workspace.vocabulary.size
+    program = _log_prob_program(workspace.experiment.policy, workspace.mesh, sampling, allowed)
     return _over_tokens(workspace, program, params, pairs, batch_size)
 
 
@@ -72,12 +82,15 @@ def of_each_token(pairs: TokenPairs, numbers_n: np.ndarray) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)
-def _log_prob_program(config: T5Config, mesh: Mesh) -> TokenFn:
+def _log_prob_program(
+    config: T5Config, mesh: Mesh, sampling: SamplingConfig | None, allowed_vocab_size: int | None
+) -> TokenFn:
     model = transformer.Transformer(config)
 
     def compute(params: Params, batch: Seq2SeqBatch) -> jax.Array:
         logits_BxTxV = apply_to_batch(model, params, batch, deterministic=True)
-        return token_log_probs(logits_BxTxV, jnp.asarray(batch.decoder_target_tokens))
+        targets_BxT = jnp.asarray(batch.decoder_target_tokens)
+        return score_logits(logits_BxTxV, targets_BxT, sampling, allowed_vocab_size)
 
     return _compiled(compute, mesh)
 

@@ -81,6 +81,10 @@ class Workspace:
         """The rewards of those samples."""
         return self.grow_folder(grow) / "rewards" / self.experiment.reward.kind
 
+    def value_folder(self, grow: int) -> Path:
+        """The value function of a Grow step's behaviour policy."""
+        return self.run_dir / "value" / f"g{grow}"
+
     def evaluation_folder(self, name: PolicyName) -> Path:
         """What was measured of a policy."""
         return self.run_dir / "eval" / name.folder

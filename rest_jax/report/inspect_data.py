@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ import pyarrow as pa
 from rest_jax import errors, files
 from rest_jax.data import candidates
 from rest_jax.data.candidate_shard import CandidateShard, from_table
+from rest_jax.report import numbers
 from rest_jax.report.run_files import improve_of
 
 BINS = 50
@@ -88,24 +89,31 @@ class Threshold:
 
     Attributes:
       improve: i, from 1.
-      value: τ; a sample passes with a reward strictly above.
+      value: τ; a sample passes with a reward strictly above. None where each source is judged on its own.
       quantile: which quantile τ was taken from, or None.
       reward: name of the reward that it is of.
       drops_truncated: whether truncated samples were left out whatever their reward.
+      words: how each source is judged, where it is.
+      is_counted: whether the samples are counted here; else the numbers are those of the Improve step's
+        story, since other guards, a cap or earlier Grow steps had a part in them.
       kept: samples that pass.
       sources_with_none: sources of which no sample does.
     """
 
     improve: int
-    value: float
+    value: float | None
     quantile: float | None
     reward: str
     drops_truncated: bool
     kept: int = 0
     sources_with_none: int = 0
+    words: str = ""
+    is_counted: bool = True
 
     def add(self, piece: Piece, starts: np.ndarray) -> None:
         """Takes in samples; `starts`, int64 [m], are the first rows of their sources."""
+        if not self.is_counted:
+            return
         with np.errstate(invalid="ignore"):
             passed = piece.rewards[self.reward] > self.value
         if self.drops_truncated:
@@ -258,11 +266,27 @@ def _thresholds(folder: Path, number: int) -> list[Threshold]:
         identity_path = path.parent / files.IDENTITY_NAME
         identity = files.read_json(identity_path) if identity_path.exists() else {}
         name = by_digest.get(str(identity.get("rewards")), names[0] if len(names) == 1 else "")
-        if step is not None and name and story.get("threshold") is not None:
-            drops = bool(identity.get("settings", {}).get("drop_truncated", True))
-            quantile = story.get("threshold_quantile")
-            found.append(Threshold(step[1], story["threshold"], quantile, name, drops))
+        if step is not None and name:
+            settings = identity.get("settings", {})
+            found.append(_threshold(step[1], name, story, settings))
     return sorted(found, key=lambda threshold: threshold.improve)
+
+
+def _threshold(improve: int, reward: str, story: Mapping[str, Any], settings: Mapping[str, Any]) -> Threshold:
+    tau, quantile = story.get("threshold"), story.get("threshold_quantile")
+    guards = dict(settings.get("guards") or {"truncated": settings.get("drop_truncated", True)})
+    drops_truncated = bool(guards.pop("truncated", True))
+    others = (
+        any(on for guard, on in guards.items() if guard != "__class__")
+        or settings.get("max_per_source")
+        or settings.get("accumulate")
+    )
+    found = Threshold(improve, tau, quantile, reward, drops_truncated)
+    found.words = numbers.source_filter(story.get("selection"), story.get("selection_value"))
+    if tau is None or others:
+        found.is_counted = False
+        found.kept, found.sources_with_none = story.get("kept_samples", 0), story.get("sources_with_none", 0)
+    return found
 
 
 def _digest(folder: Path) -> str:

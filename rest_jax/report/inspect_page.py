@@ -80,6 +80,7 @@ def _summary(counts: GrowCounts, name: str, reward: RewardCounts) -> dict:
                 "improve": threshold.improve,
                 "quantile": threshold.quantile,
                 "threshold": threshold.value,
+                "words": threshold.words,
                 "kept_samples": threshold.kept,
                 "sources_with_none": threshold.sources_with_none,
             }

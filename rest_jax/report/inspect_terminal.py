@@ -70,6 +70,8 @@ def histogram(reward: RewardCounts, thresholds: Sequence[Threshold], cells: int 
     width = BINS * cells
     marks: dict[int, str] = {}
     for threshold in thresholds:
+        if threshold.value is None:
+            continue
         place = min(max(int(threshold.value * width), 0), width - 1)
         marks[place] = f"{marks[place]},{threshold.improve}" if place in marks else f"τ{threshold.improve}"
     yield from _labels(marks)
@@ -104,7 +106,7 @@ def _thresholds_table(counts: GrowCounts) -> Table:
             f"I={threshold.improve}",
             plain(threshold.reward),
             numbers.ABSENT if threshold.quantile is None else f"{threshold.quantile:g}",
-            numbers.number(threshold.value, 4),
+            threshold.words if threshold.value is None else numbers.number(threshold.value, 4),
             numbers.count(threshold.kept),
             numbers.percent(threshold.kept / counts.samples if counts.samples else None),
             numbers.count(threshold.sources_with_none),

@@ -37,6 +37,12 @@ def estimate(value: Mapping[str, Any] | None, digits: int = 3) -> str:
     return f"{number((value or {}).get('mean'), digits)} {interval(value, digits)}".strip()
 
 
+def source_filter(kind: str | None, value: float | None) -> str:
+    """A filter that judges each source on its own, in few words: percentile 0.9, mean-max 0.5, best 4."""
+    words = {"percentile": "percentile", "mean_max": "mean-max", "top_k": "best"}
+    return ABSENT if kind not in words or value is None else f"{words[kind]} {value:g}"
+
+
 def duration(seconds: float | None) -> str:
     """Wall time in the two largest units that matter: 14 s, 3 min 12 s, 2 h 05 min."""
     if seconds is None:

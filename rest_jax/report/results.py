@@ -32,7 +32,8 @@ _STEP_COLUMNS = (
     Column("chrF ↑", meaning="Greedy translations against references, 0 to 100; higher is better"),
     Column(
         "τ",
-        meaning="Only samples with a reward strictly above τ are trained on; q is the quantile it comes from",
+        meaning="Only samples with a reward strictly above τ are trained on; q is the quantile it comes "
+        "from. Where words stand here, each source is judged by its own samples",
     ),
     Column("Samples", meaning="Drawn in the Grow step"),
     Column("Kept", meaning="Training pairs that passed the filter"),

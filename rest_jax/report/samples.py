@@ -22,7 +22,7 @@ _FAULTS = {
 THRESHOLD_COLUMNS = (
     Column("Improve step", numeric=False),
     Column("Quantile", meaning="Quantile of the rewards of this Grow step that τ was taken from"),
-    Column("τ", meaning="Kept is what lies strictly above"),
+    Column("τ", meaning="Kept is what lies strictly above; or how each source is judged on its own"),
     Column("Samples kept"),
     Column("Share", meaning="Share of the samples of this Grow step"),
     Column("Dataset pairs kept", meaning="Pairs of the human-made dataset D that pass the same filter"),
@@ -55,6 +55,7 @@ def samples_section(run: RunFiles) -> Section:
             )
         if summary.get("thresholds"):
             body.append(table(THRESHOLD_COLUMNS, threshold_rows(summary), f"Thresholds of Grow {grow}"))
+            body.append(_kept_tables(summary))
     return Section("samples", "Samples and thresholds", "".join(body), figures)
 
 
@@ -82,14 +83,14 @@ def _what_was_drawn(summary: Json) -> str:
 
 def threshold_rows(summary: Json) -> list[list[str]]:
     """Cells of `THRESHOLD_COLUMNS`, a row for each threshold of a Grow step's summary."""
-    samples = summary.get("samples")
     rows = []
     for threshold in summary["thresholds"]:
+        samples = threshold.get("samples") or summary.get("samples")
         kept, quantile = threshold.get("kept_samples"), threshold.get("quantile")
         cells = [
             f"I={threshold['improve']}",
             numbers.ABSENT if quantile is None else f"{quantile:g}",
-            numbers.number(threshold.get("threshold"), 4),
+            filter_text(threshold),
             numbers.count(kept),
             numbers.percent(kept / samples if kept is not None and samples else None),
             numbers.count(threshold.get("kept_dataset")),
@@ -97,6 +98,68 @@ def threshold_rows(summary: Json) -> list[list[str]]:
         ]
         rows.append([text(cell) for cell in cells])
     return rows
+
+
+def filter_text(threshold: Json) -> str:
+    """τ, or in words how each source is judged on its own."""
+    if threshold.get("threshold") is None and threshold.get("words"):
+        return str(threshold["words"])
+    if threshold.get("threshold") is None:
+        return numbers.source_filter(threshold.get("selection"), threshold.get("selection_value"))
+    return numbers.number(threshold["threshold"], 4)
+
+
+def _kept_tables(summary: Json) -> str:
+    """Tables of what the Improve steps kept by source and by reward, and what the guards took."""
+    stories = [story for story in summary["thresholds"] if story.get("kept_by_source")]
+    if not stories:
+        return ""
+    grow, body = summary["grow"], ""
+    by_source = list(stories[0]["kept_by_source"])
+    columns = [Column("Improve step", numeric=False)]
+    columns += [
+        Column(f"{kept} kept", meaning="Sources of which so many samples are kept") for kept in by_source
+    ]
+    rows = [
+        [f"I={story['improve']}", *(numbers.count(story["kept_by_source"].get(kept)) for kept in by_source)]
+        for story in stories
+    ]
+    body += table(
+        columns, [[text(cell) for cell in row] for row in rows], f"Sources of Grow {grow} by samples kept"
+    )
+    bands = stories[0].get("kept_by_quantile") or []
+    if bands:
+        columns = [Column("Improve step", numeric=False)]
+        columns += [
+            Column(
+                f"q {band['from']:g}-{band['to']:g}",
+                meaning="Kept of the samples with rewards between these quantiles",
+            )
+            for band in bands
+        ]
+        rows = [
+            [
+                f"I={story['improve']}",
+                *(
+                    numbers.percent(band["kept"] / band["samples"] if band["samples"] else None)
+                    for band in story.get("kept_by_quantile") or []
+                ),
+            ]
+            for story in stories
+        ]
+        rows = [row for row in rows if len(row) == len(columns)]
+        body += table(
+            columns,
+            [[text(cell) for cell in row] for row in rows],
+            f"Share kept in Grow {grow} by quantile of reward",
+        )
+    guarded = {guard: number for guard, number in (stories[0].get("guarded") or {}).items() if number}
+    if guarded:
+        said = ", ".join(
+            f"{guard.replace('_', ' ')} {numbers.count(number)}" for guard, number in guarded.items()
+        )
+        body += paragraph(f"Out before the filter, by the guard that took them first: {said}.")
+    return body
 
 
 def histogram_figure(summary: Json) -> Figure:

@@ -17,7 +17,8 @@ from rest_jax.report.run_files import ESTIMATES, Json, RunFiles, read_run
 
 OVERLAP = {"bleu": "BLEU", "chrf": "chrF"}
 _PLAIN = (
-    "name", "grow", "improve", "loss", "threshold", "threshold_quantile", "kept", "samples",
+    "name", "grow", "improve", "loss", "selection", "selection_value",
+    "threshold", "threshold_quantile", "kept", "samples",
     "split", "sources", "samples_per_source", "seconds",
 )  # fmt: skip
 
@@ -141,9 +142,9 @@ def divergence_sentence(run: RunFiles) -> str:
 
 
 def threshold_text(row: Mapping[str, Any]) -> str:
-    """The filter of a step: τ, and the quantile of D_g that it was taken from."""
+    """The filter of a step: τ with the quantile of D_g that it was taken from, or what is asked a source."""
     if row.get("threshold") is None:
-        return numbers.ABSENT
+        return numbers.source_filter(row.get("selection"), row.get("selection_value"))
     quantile = row.get("threshold_quantile")
     return numbers.number(row["threshold"]) + (f" (q {quantile:g})" if quantile is not None else "")
 

@@ -52,33 +52,39 @@ def put_grow(
     samples: Sequence[int],
     texts: Sequence[str],
     truncated: Sequence[bool] | None = None,
+    number: int = 1,
+    tokens: RaggedTokens | None = None,
+    **flags: np.ndarray,
 ) -> None:
-    """Writes and seals a Grow step of one shard; sample k has tokens [100 + k, EOS]."""
+    """Writes and seals a Grow step of one shard; by default sample k has the tokens [100 + k, EOS]."""
     count = len(ids)
     never = np.zeros(count, bool)
-    tokens = RaggedTokens.from_lists([[100 + k, EOS_ID] for k in range(count)])
+    if tokens is None:
+        tokens = RaggedTokens.from_lists([[100 + k, EOS_ID] for k in range(count)])
+    flags = {"copy_of_source": never, "repeated_ngram": never, "round_trip": ~never, **flags}
     shard = CandidateShard(
         example_id=np.array(ids, np.int64),
         sample=np.array(samples, np.int32),
         source=[f"source {k - FIRST_ID}" for k in ids],
         text=list(texts),
         tokens=tokens,
-        log_probs=np.full(2 * count, -1.0, np.float32),
-        tempered_log_probs=np.full(2 * count, -1.0, np.float32),
+        log_probs=np.full(len(tokens.values), -1.0, np.float32),
+        tempered_log_probs=np.full(len(tokens.values), -1.0, np.float32),
         truncated=never if truncated is None else np.array(truncated),
         empty=np.array([not text for text in texts]),
-        copy_of_source=never,
-        repeated_ngram=never,
-        round_trip=~never,
+        **flags,
     )
-    writer = candidates.CandidateWriter(place.grow_folder(1), 1, identity="grow")
+    writer = candidates.CandidateWriter(place.grow_folder(number), 1, identity="grow")
     writer.write_shard(0, shard)
     writer.seal()
 
 
-def put_rewards(place: Workspace, rewards: Sequence[float], of_dataset: Sequence[float]) -> None:
+def put_rewards(
+    place: Workspace, rewards: Sequence[float], of_dataset: Sequence[float], number: int = 1
+) -> None:
     """Writes and seals the rewards of the Grow step and of D."""
-    writer = candidates.RewardWriter(place.grow_folder(1), place.experiment.reward.kind, identity="reward")
+    folder = place.grow_folder(number)
+    writer = candidates.RewardWriter(folder, place.experiment.reward.kind, identity="reward")
     writer.write_shard(0, writer.samples(0), np.array(rewards, np.float64))
     writer.seal()
     folder = place.dataset_rewards_folder

@@ -12,10 +12,9 @@ from rest_jax.phases import evaluate
 from tests.phases import places
 
 KEYS = {
-    "name", "grow", "improve", "loss", "threshold", "threshold_quantile", "kept", "samples", "split",
-    "sources", "samples_per_source", "reward", "reward_greedy", "bleu", "chrf", "bleu_samples",
-    "chrf_samples",
-    "diagnostics", "examples",
+    "name", "grow", "improve", "loss", "selection", "selection_value", "threshold", "threshold_quantile",
+    "kept", "samples", "split", "sources", "samples_per_source", "reward", "reward_greedy",
+    "bleu", "chrf", "bleu_samples", "chrf_samples", "diagnostics", "examples",
 }  # fmt: skip
 DIAGNOSTICS = {
     "length_ratio", "copy_rate", "empty_rate", "truncated_rate", "distinct_1", "distinct_2",

@@ -6,7 +6,7 @@ import pytest
 from rest_jax.data import shards, whole_sources
 from rest_jax.objectives.filters import threshold_rule
 from rest_jax.objectives.guards import GuardConfig
-from rest_jax.phases import grow_summary
+from rest_jax.phases import grow_set, grow_summary
 from rest_jax.phases.grow_set import Sieve, open_grow_set
 from rest_jax.types import RaggedTokens
 from tests.phases import places
@@ -130,3 +130,17 @@ def test_row_groups_do_not_show_in_the_results(tmp_path, monkeypatch, group):
         assert survivors.counts.sources == sources
         assert survivors.counts.sources_with_none == sources - len(np.unique(ids[rows]))
         assert survivors.counts.mean_kept == pytest.approx(rewards[rows].mean(), rel=1e-14)
+
+
+@pytest.mark.parametrize("sizes", [[5], [1, 9, 3, 64, 7], [0, 8, 8]])
+def test_flags_are_read_back_in_any_portions(sizes):
+    rng = np.random.default_rng(0)
+    flags = rng.random(sum(sizes)) < 0.5
+    bits = grow_set._Bits()
+    for part in np.split(flags, np.cumsum(sizes)[:-1]):
+        bits.append(part)
+    for portion in (1, 4, len(flags)):
+        following = bits.reader()
+        ends = [*range(portion, len(flags), portion), len(flags)]
+        read = [following(end - start) for start, end in zip([0, *ends], ends, strict=False)]
+        np.testing.assert_array_equal(np.concatenate(read), flags)

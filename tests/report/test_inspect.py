@@ -173,6 +173,34 @@ def test_survivors_are_those_strictly_above_and_truncated_ones_where_they_are_le
         assert threshold.sources_with_none == SOURCES - len({i for i, _ in survivors})
 
 
+def put_story(run_dir: Path, improve: int, story: dict, settings: dict) -> None:
+    """Writes the story of an Improve step with other filters than one threshold."""
+    seal = files.read_seal(run_dir / "grow" / "g1" / "rewards" / "learned")
+    folder = run_dir / "policy" / f"g1_i{improve}"
+    files.write_json(folder / "improve.json", story)
+    files.write_json(folder / files.IDENTITY_NAME, {"rewards": seal.digest, "settings": settings})
+
+
+def test_a_filter_that_judges_each_source_is_told_as_its_improve_step_told_it(run_dir):
+    story = {
+        "selection": "percentile", "selection_value": 0.9, "threshold": None, "threshold_quantile": None,
+        "kept_samples": 17, "sources_with_none": 3,
+    }  # fmt: skip
+    put_story(run_dir, 3, story, {"guards": {"__class__": "GuardConfig", "truncated": True, "empty": False}})
+    capped = {"selection": "threshold", "threshold": 0.5, "kept_samples": 5, "sources_with_none": 2}
+    put_story(run_dir, 4, capped, {"max_per_source": 1})
+    same_as_first = {"selection": "threshold", "threshold": 0.5, "kept_samples": 10**6}
+    guards = {"__class__": "GuardConfig", "truncated": True, "empty": False, "length_ratio": None}
+    put_story(run_dir, 5, same_as_first, {"guards": guards})
+    counts = inspect_data.count(1, run_dir / "grow" / "g1")
+    first, _, third, fourth, fifth = counts.thresholds
+    assert (third.value, third.words, third.kept, third.sources_with_none) == (None, "percentile 0.9", 17, 3)
+    assert (fourth.value, fourth.kept, fourth.sources_with_none) == (0.5, 5, 2)
+    assert (fifth.kept, fifth.sources_with_none) == (first.kept, first.sources_with_none)
+    assert "percentile 0.9" in shown(run_dir)
+    assert "percentile 0.9" in page_of(run_dir)
+
+
 def test_each_reward_is_counted_and_the_one_of_the_thresholds_comes_first(run_dir):
     put_threshold(run_dir, 1, 0.5, name="other")
     put_threshold(run_dir, 2, 0.75, name="other")
