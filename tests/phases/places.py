@@ -18,10 +18,10 @@ from tests.tiny import GIN_FILE
 FIRST_ID = 10**12  # ids are 64-bit numbers, and not positions
 
 
-def workspace(folder: Path, *bindings: str) -> Workspace:
-    """A workspace of the tiny run with other settings."""
+def workspace(folder: Path, *bindings: str, gin_files: Sequence[str] = ()) -> Workspace:
+    """A workspace of the tiny run with other settings, and further gin files after its own."""
     given = [f'MODEL_DIR="{folder}/run"', f'TRAIN_TSV="{folder}/pairs.tsv"', *bindings]
-    return Workspace(gin_setup.load_experiment([GIN_FILE], given))
+    return Workspace(gin_setup.load_experiment([GIN_FILE, *gin_files], given))
 
 
 def made_up(count: int, first: int = FIRST_ID) -> Examples:
