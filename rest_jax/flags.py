@@ -21,12 +21,12 @@ def improve(parser: argparse.ArgumentParser) -> None:
 
 def policy(parser: argparse.ArgumentParser) -> None:
     """Which policy."""
-    parser.add_argument("--policy", default="bc", help="bc, g1_i2 … (default bc)")
+    parser.add_argument("--policy", default="bc", help="bc, g1_i2, ppo … (default bc)")
 
 
 def translate(parser: argparse.ArgumentParser) -> None:
     """What is translated, with what."""
-    parser.add_argument("--policy", default=None, help="bc, g1_i2 … (default: the newest of the run)")
+    parser.add_argument("--policy", default=None, help="bc, g1_i2, ppo … (default: the newest of the run)")
     parser.add_argument("--input", default="-", help="text, one sentence a line (default: standard input)")
     parser.add_argument("--output", default="-", help="where to write (default: standard output)")
     parser.add_argument("--decoder", choices=("greedy", "beam", "sample"), default="greedy")
@@ -34,7 +34,7 @@ def translate(parser: argparse.ArgumentParser) -> None:
 
 def export(parser: argparse.ArgumentParser) -> None:
     """What is exported, and where to."""
-    parser.add_argument("--policy", default=None, help="bc, g1_i2 … (default: the newest of the run)")
+    parser.add_argument("--policy", default=None, help="bc, g1_i2, ppo … (default: the newest of the run)")
     parser.add_argument("--format", choices=("hf",), default="hf")
     parser.add_argument("--output", required=True, help="folder to write")
 

@@ -28,6 +28,7 @@ class Stream(enum.IntEnum):
     TRANSLATE = 5
     VALIDATE = 6
     SAMPLE = 7
+    PPO = 8
 
 
 def _fold_64(key: jax.Array, number: int) -> jax.Array:

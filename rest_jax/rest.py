@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from rest_jax.phases import annotate, evaluate, grow, improve, pretrain, reward_model, value, vocab
+from rest_jax.phases import annotate, evaluate, grow, improve, ppo, pretrain, reward_model, value, vocab
 from rest_jax.phases.experiment import Experiment
-from rest_jax.phases.lineage import BC, PolicyName
+from rest_jax.phases.lineage import BC, PPO, PolicyName
 from rest_jax.phases.workspace import Workspace
 
 
@@ -30,7 +30,7 @@ class Step(NamedTuple):
 
 
 def plan(experiment: Experiment) -> Iterator[Step]:
-    """The steps of Algorithm 1 in order, for G Grow steps with their Improve steps."""
+    """The steps of Algorithm 1 in order, for G Grow steps with their Improve steps, and PPO if set."""
     yield Step("vocab")
     yield Step("pretrain")
     yield Step("reward_model")
@@ -44,6 +44,9 @@ def plan(experiment: Experiment) -> Iterator[Step]:
             name = PolicyName(g, i)
             yield Step("improve", name)
             yield Step("evaluate", name)
+    if experiment.ppo is not None:
+        yield Step("ppo", PPO)
+        yield Step("evaluate", PPO)
 
 
 def do(workspace: Workspace, step: Step) -> None:
@@ -65,6 +68,8 @@ def do(workspace: Workspace, step: Step) -> None:
             value.make_value(workspace, step.grow)
         case "improve":
             improve.improve(workspace, step.policy)
+        case "ppo":
+            ppo.train(workspace)
 
 
 def run(workspace: Workspace) -> None:

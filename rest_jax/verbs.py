@@ -74,6 +74,12 @@ def _improve(workspace, arguments: Arguments) -> None:
     improve.improve(workspace, PolicyName(arguments.grow_step, arguments.improve_step))
 
 
+def _ppo(workspace, arguments: Arguments) -> None:
+    from rest_jax.phases import ppo
+
+    ppo.train(workspace)
+
+
 def _evaluate(workspace, arguments: Arguments) -> None:
     from rest_jax.phases import evaluate
     from rest_jax.phases.lineage import PolicyName
@@ -265,6 +271,12 @@ VERBS: dict[str, Verb] = {
         with_workspace(_improve),
         flags.improve,
     ),
+    "ppo": Verb(
+        "trains the baseline of online RL, PPO from the BC policy",
+        "RUN/data, RUN/policy/bc, RUN/reward",
+        "RUN/policy/ppo",
+        with_workspace(_ppo),
+    ),
     "evaluate": Verb(
         "measures a policy: mean reward, BLEU and chrF with intervals",
         "RUN/data, RUN/policy, RUN/reward",
@@ -287,7 +299,7 @@ VERBS: dict[str, Verb] = {
         flags.policy,
     ),
     "rest": Verb(
-        "does all of the above: Algorithm 1 with G Grow and I Improve steps, then the report",
+        "does all of the above: Algorithm 1 with G Grow and I Improve steps, PPO if set, then the report",
         "the corpus",
         "the whole of RUN",
         with_workspace(_rest),

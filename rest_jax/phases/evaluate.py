@@ -33,14 +33,13 @@ def evaluate(workspace: Workspace, name: PolicyName) -> None:
     none: policies of different runs can be compared source by source.
     """
     experiment = workspace.experiment
-    phase = "improve" if name.grow else "pretrain"
     workspace.run_step(
         workspace.evaluation_folder(name),
         "evaluate",
         {
             "evaluation": experiment.evaluation,
             "decoding": experiment.decoding,
-            "policy": workspace.digest(workspace.policy_folder(name), phase),
+            "policy": workspace.digest(workspace.policy_folder(name), name.phase),
             "reward": reward_model.reward_digest(workspace),
             "data": workspace.digest(workspace.text_folder, "vocab"),
         },
@@ -142,12 +141,12 @@ def _corpus_metrics(
 
 
 def _origin(workspace: Workspace, name: PolicyName) -> dict[str, Any]:
-    """How the policy came to be: its steps, and the filter of its Improve step."""
+    """How the policy came to be: its steps, the filter of its Improve step, and how many samples it took."""
     origin: dict[str, Any] = {
         "policy": name.folder,
         "grow": name.grow,
         "improve": name.improve,
-        "loss": workspace.experiment.improve.loss.name,
+        "loss": name.rival.upper() or workspace.experiment.improve.loss.name,
         "selection": None,
         "selection_value": None,
         "threshold": None,
@@ -156,7 +155,7 @@ def _origin(workspace: Workspace, name: PolicyName) -> dict[str, Any]:
         "samples": None,
     }
     if name != BC:
-        path = workspace.policy_folder(name) / "improve.json"
+        path = workspace.policy_folder(name) / f"{name.phase}.json"
         story = json.loads(path.read_text(encoding="utf-8"))
         kept = ("selection", "selection_value", "threshold", "threshold_quantile", "kept", "samples")
         origin |= {key: story.get(key) for key in kept}

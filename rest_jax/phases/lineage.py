@@ -1,6 +1,7 @@
 """Which policy comes from which: the names of the policies of a run.
 
 Floor 6. The paper writes "G=g I=i"; the run folder has `policy/bc`, `policy/g1_i1`, `policy/g1_i2` …
+Beside them stands `policy/ppo`, the baseline of online RL.
 """
 
 from __future__ import annotations
@@ -18,19 +19,30 @@ class PolicyName:
 
     (0, 0) is the BC policy. (g, 0) is trained on all of D_g without a filter, as the paper's "G=1 I=0"; it is
     there to be compared with, and nothing is made from it.
+
+    Attributes:
+      grow: g, from 1.
+      improve: i, from 0.
+      rival: what made a policy that ReST is compared with, "ppo"; it has neither Grow nor Improve steps.
     """
 
     grow: int = 0
     improve: int = 0
+    rival: str = ""
 
     @property
     def folder(self) -> str:
-        """The name of its folder: "bc" or "g1_i2"."""
-        return f"g{self.grow}_i{self.improve}" if self.grow else "bc"
+        """The name of its folder: "bc", "g1_i2" or "ppo"."""
+        return self.rival or (f"g{self.grow}_i{self.improve}" if self.grow else "bc")
+
+    @property
+    def phase(self) -> str:
+        """The verb that makes it."""
+        return self.rival or ("improve" if self.grow else "pretrain")
 
     def title(self, loss: str) -> str:
-        """Its name in tables: "BC G=1 I=2"."""
-        return f"{loss} G={self.grow} I={self.improve}"
+        """Its name in tables: "BC G=1 I=2", "PPO"."""
+        return self.rival.upper() or f"{loss} G={self.grow} I={self.improve}"
 
     @classmethod
     def parse(cls, text: str) -> PolicyName:
@@ -39,14 +51,17 @@ class PolicyName:
         Raises:
           ConfigError: it is not one.
         """
-        if text == "bc":
-            return cls()
+        if text in (BC.folder, PPO.folder):
+            return BC if text == BC.folder else PPO
         if match := re.fullmatch(r"g([1-9]\d*)_i(0|[1-9]\d*)", text):
             return cls(int(match.group(1)), int(match.group(2)))
-        raise errors.ConfigError(f"no policy is called {text!r}", where="--policy", remedy="Say bc or g1_i2")
+        raise errors.ConfigError(
+            f"no policy is called {text!r}", where="--policy", remedy="Say bc, g1_i2 or ppo"
+        )
 
 
 BC = PolicyName()
+PPO = PolicyName(rival="ppo")
 StepsOf = Callable[[int], int]  # I of each Grow step g
 
 

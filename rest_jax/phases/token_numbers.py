@@ -9,12 +9,14 @@ more than one of behaviour cloning.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from rest_jax.data.batches import iterate_batches
 from rest_jax.generation.sampler import SamplingConfig
@@ -62,26 +64,16 @@ def log_probs(
       sampling: None gives the policy's own, at temperature 1; else those of the distribution that is sampled
         from, -inf for a token that it never draws.
     """
-    model = transformer.Transformer(workspace.experiment.policy)
     allowed = None if sampling is None else workspace.vocabulary.size
-
-    def compute(params: Params, batch: Seq2SeqBatch) -> jax.Array:
-        logits_BxTxV = apply_to_batch(model, params, batch, deterministic=True)
-        return score_logits(logits_BxTxV, jnp.asarray(batch.decoder_target_tokens), sampling, allowed)
-
-    return _over_tokens(workspace, compute, params, pairs, batch_size)
+    program = _log_prob_program(workspace.experiment.policy, workspace.mesh, sampling, allowed)
+    return _over_tokens(workspace, program, params, pairs, batch_size)
 
 
 def values(
     workspace: Workspace, network: T5Config, params: Params, pairs: TokenPairs, batch_size: int
 ) -> np.ndarray:
     """V(x, y_{<t}) before each target token, float32 [target tokens]; arguments as for `log_probs`."""
-    model = heads.ValueModel(network)
-
-    def compute(params: Params, batch: Seq2SeqBatch) -> jax.Array:
-        return apply_to_batch(model, params, batch, deterministic=True)
-
-    return _over_tokens(workspace, compute, params, pairs, batch_size)
+    return _over_tokens(workspace, _value_program(network, workspace.mesh), params, pairs, batch_size)
 
 
 def of_each_token(pairs: TokenPairs, numbers_n: np.ndarray) -> np.ndarray:
@@ -89,14 +81,41 @@ def of_each_token(pairs: TokenPairs, numbers_n: np.ndarray) -> np.ndarray:
     return np.repeat(np.asarray(numbers_n, np.float32), pairs.targets.lengths)
 
 
+@functools.lru_cache(maxsize=16)
+def _log_prob_program(
+    config: T5Config, mesh: Mesh, sampling: SamplingConfig | None, allowed_vocab_size: int | None
+) -> TokenFn:
+    model = transformer.Transformer(config)
+
+    def compute(params: Params, batch: Seq2SeqBatch) -> jax.Array:
+        logits_BxTxV = apply_to_batch(model, params, batch, deterministic=True)
+        targets_BxT = jnp.asarray(batch.decoder_target_tokens)
+        return score_logits(logits_BxTxV, targets_BxT, sampling, allowed_vocab_size)
+
+    return _compiled(compute, mesh)
+
+
+@functools.lru_cache(maxsize=16)
+def _value_program(config: T5Config, mesh: Mesh) -> TokenFn:
+    model = heads.ValueModel(config)
+
+    def compute(params: Params, batch: Seq2SeqBatch) -> jax.Array:
+        return apply_to_batch(model, params, batch, deterministic=True)
+
+    return _compiled(compute, mesh)
+
+
+def _compiled(compute: TokenFn, mesh: Mesh) -> TokenFn:
+    return jax.jit(compute, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+
+
 def _over_tokens(
-    workspace: Workspace, compute: TokenFn, params: Params, pairs: TokenPairs, batch_size: int
+    workspace: Workspace, run: TokenFn, params: Params, pairs: TokenPairs, batch_size: int
 ) -> np.ndarray:
     experiment, mesh = workspace.experiment, workspace.mesh
     found = np.zeros(len(pairs.targets.values), np.float32)
     placed = TokenPairs(pairs.ids, pairs.sources, pairs.targets, {_PLACE: np.arange(len(found))})
     rows = iterate_batches(placed, batch_size, experiment.source_length, experiment.target_length, pack=True)
-    run = jax.jit(compute, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
     with use_mesh(mesh):
         for batch in rows:
             places_BxT = np.asarray(batch.token_columns[_PLACE])

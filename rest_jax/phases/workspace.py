@@ -132,7 +132,7 @@ class Workspace:
         """The parameters of a sealed policy."""
         if name not in self._policies:
             folder = self.policy_folder(name)
-            self.require(folder, "pretrain" if not name.grow else "improve")
+            self.require(folder, name.phase)
             layout = layout_of(self.mesh, init.abstract_params(self.experiment.policy))
             self._policies = {name: checkpoints.load_params(folder / "params", layout)}
         return self._policies[name]

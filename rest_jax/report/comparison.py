@@ -15,7 +15,7 @@ from rich.table import Table
 
 from rest_jax import errors, files
 from rest_jax.report import numbers, orderings
-from rest_jax.report.run_files import Json, RunFiles, read_run
+from rest_jax.report.run_files import Json, RunFiles, is_rival, read_run
 from rest_jax.report.summary import step_row, threshold_text
 
 # The one thing in which the identities of two evaluations may differ.
@@ -64,7 +64,7 @@ def compare(run_dirs: Sequence[Path]) -> Comparison:
             rows.append({**step_row(evaluation), "run": run.name, "sampled": _sampled(run, evaluation)})
             seals[name] = seal.digest
             source_rewards[name] = np.load(folder / "source_rewards.npy", allow_pickle=False)
-    baseline = next((row["name"] for row in rows if row["grow"] == 0 and row["improve"] == 0), None)
+    baseline = next((row["name"] for row in rows if row["grow"] == 0 and not is_rival(row)), None)
     for row in rows:
         row["difference"] = None
         if baseline is not None and row["name"] != baseline:

@@ -13,6 +13,8 @@ from rest_jax.report.markup import Column, Figure, Section, chart, paragraph, ta
 from rest_jax.report.run_files import Curve, RunFiles, improve_of
 
 MOST_POINTS = 600
+_METRICS = {"improve-reward": "reward", "ppo-reward": "reward", "ppo-kl": "kl_per_token"}  # others: the loss
+_Y_TITLES = {"loss": "Loss", "reward": "Mean reward", "kl_per_token": "KL, nats a token"}
 _EXPLANATIONS = {
     "policy": (
         "Policy pretraining",
@@ -32,6 +34,16 @@ _EXPLANATIONS = {
         "Improve steps: reward on validation sources",
         "Mean reward while fine-tuning; higher is better, and the checkpoint with the best value is kept.",
     ),
+    "ppo-reward": (
+        "PPO: reward",
+        "Mean reward of each rollout's samples, and of samples on validation sources, at their own "
+        "temperatures; higher is better, and the checkpoint with the best value on validation is kept.",
+    ),
+    "ppo-kl": (
+        "PPO: distance from BC",
+        "KL divergence from the BC policy a target token, in nats, on the rollouts' own samples. Where it "
+        "grows and the reward with it, look at BLEU and chrF too: the reward model may be exploited.",
+    ),
 }
 
 
@@ -43,7 +55,7 @@ def learning_section(run: RunFiles) -> Section:
         if not drawn:
             continue
         identifier = f"curve-{key}"
-        figures[identifier] = _curve_figure(drawn, is_reward=key == "improve-reward")
+        figures[identifier] = _curve_figure(drawn, _METRICS.get(key, "loss"))
         legend = 12 * max(0, len(drawn) - 6)  # a long legend takes rows, on a phone most of all
         body.append(chart(identifier, title, explanation, 340 + legend))
     if not body:
@@ -56,12 +68,14 @@ def learning_section(run: RunFiles) -> Section:
 def _lines(run: RunFiles, key: str) -> list[tuple[str, Curve]]:
     """Named curves of one chart: which phases, and which of their metrics."""
     in_chart: dict[str, Callable[[str], bool]] = {
-        "policy": lambda phase: improve_of(phase) is None and "reward" not in phase,
+        "policy": lambda phase: improve_of(phase) is None and "reward" not in phase and not _is_ppo(phase),
         "reward": lambda phase: improve_of(phase) is None and "reward" in phase,
         "improve-loss": lambda phase: improve_of(phase) is not None,
         "improve-reward": lambda phase: improve_of(phase) is not None,
+        "ppo-reward": _is_ppo,
+        "ppo-kl": _is_ppo,
     }
-    wanted = "reward" if key == "improve-reward" else "loss"
+    wanted = _METRICS.get(key, "loss")
     lines = []
     phases = [phase for phase in run.curves if in_chart[key](phase)]
     for phase in sorted(phases, key=lambda name: (improve_of(name) or (0, 0), name)):
@@ -69,6 +83,10 @@ def _lines(run: RunFiles, key: str) -> list[tuple[str, Curve]]:
         for metric, curve in metrics.items():
             lines.append((_line_name(phase, metric, len(phases), len(metrics)), curve))
     return lines
+
+
+def _is_ppo(phase: str) -> bool:
+    return phase.rsplit("/", 1)[-1] == "ppo"
 
 
 def _line_name(phase: str, metric: str, phases: int, metrics: int) -> str:
@@ -81,7 +99,7 @@ def _line_name(phase: str, metric: str, phases: int, metrics: int) -> str:
     return f"{where} {kind}" if metrics > 1 else where
 
 
-def _curve_figure(lines: list[tuple[str, Curve]], is_reward: bool) -> Figure:
+def _curve_figure(lines: list[tuple[str, Curve]], metric: str) -> Figure:
     traces = []
     for index, (name, curve) in enumerate(lines):
         look, thinned = charts.style(index), thin(curve)
@@ -97,9 +115,8 @@ def _curve_figure(lines: list[tuple[str, Curve]], is_reward: bool) -> Figure:
                 "hovertemplate": f"{charts.label(name)}<br>step %{{x:,}}: %{{y:.4f}}<extra></extra>",
             }
         )
-    y_title = "Mean reward" if is_reward else "Loss"
-    chart_layout = charts.layout("Training step", y_title, showlegend=len(traces) > 1)
-    if is_reward:
+    chart_layout = charts.layout("Training step", _Y_TITLES[metric], showlegend=len(traces) > 1)
+    if metric == "reward":
         chart_layout["yaxis"] |= {"tickformat": charts.REWARD_TICKS}
     return charts.figure(traces, chart_layout)
 

@@ -21,7 +21,7 @@ from rest_jax.report.markup import (
     table,
     text,
 )
-from rest_jax.report.run_files import Json, RunFiles
+from rest_jax.report.run_files import Json, RunFiles, is_rival
 from rest_jax.report.summary import below_interval, divergence_sentence, divergences, threshold_text
 
 _STEP_COLUMNS = (
@@ -245,6 +245,8 @@ def _overlap_trace(run: RunFiles, key: str, name: str, index: int, suffix: str) 
 
 def _short_name(evaluation: Json) -> str:
     grow, improve, loss = evaluation["grow"], evaluation["improve"], evaluation.get("loss")
+    if is_rival(evaluation):
+        return str(evaluation["name"])
     if grow == 0 and improve == 0:
         return "BC"
     step = f"G{grow} I{improve}"

@@ -18,6 +18,7 @@ from rest_jax.training import logbook
 
 Json = dict[str, Any]
 ESTIMATES = ("reward", "bleu", "chrf", "reward_greedy", "bleu_samples", "chrf_samples")
+RIVALS = ("PPO",)  # losses of what ReST is compared with, as evaluations name them
 _IMPROVE_NAME = re.compile(r"g(\d+)_i(\d+)$")
 _MESH_BINDING = re.compile(r"^MeshConfig\.(\w+) = (.+)$", re.MULTILINE)
 
@@ -36,7 +37,8 @@ class RunFiles:
 
     Attributes:
       name: name of the run folder.
-      evaluations: eval/*.json, the BC policy first, then by Grow and Improve step.
+      evaluations: eval/*.json, the BC policy first, then by Grow and Improve step, what ReST is compared with
+        last.
       grows: grow/*/summary.json by Grow step, with the thresholds of its Improve steps.
       validation: reward/model/validation.json, or None.
       curves: phase -> metric -> curve, from metrics.jsonl or, where that has nothing of a phase, fit.json.
@@ -67,12 +69,13 @@ class RunFiles:
     @property
     def baseline(self) -> Json | None:
         """Evaluation of the policy before any Improve step ("BC G=0 I=0"), or None."""
-        return next((e for e in self.evaluations if e["grow"] == 0 and e["improve"] == 0), None)
+        return next((e for e in self.evaluations if e["grow"] == 0 and not is_rival(e)), None)
 
     @property
     def last(self) -> Json:
-        """Evaluation of the last step that there is."""
-        return self.evaluations[-1]
+        """Evaluation of ReST's last step that there is; of what it is compared with if that is all."""
+        steps = [e for e in self.evaluations if not is_rival(e)]
+        return (steps if any(e["grow"] for e in steps) else self.evaluations)[-1]
 
     @property
     def versions(self) -> Json:
@@ -152,6 +155,11 @@ def improve_of(name: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
+def is_rival(evaluation: Mapping[str, Any]) -> bool:
+    """Whether an evaluation is of a policy that ReST is compared with, and not one of its own."""
+    return evaluation.get("loss") in RIVALS
+
+
 def _read_evaluations(run_dir: Path) -> list[Json]:
     if not run_dir.is_dir():
         raise errors.MissingInputError(f"no run folder {run_dir}", remedy="Name the MODEL_DIR of a run")
@@ -170,7 +178,7 @@ def _read_evaluations(run_dir: Path) -> list[Json]:
         raise errors.MissingInputError(
             f"no evaluation in {run_dir / 'eval'}", remedy="Run evaluate first: a report needs one at least"
         )
-    return sorted(evaluations, key=lambda e: (e["grow"], e["improve"], e["name"]))
+    return sorted(evaluations, key=lambda e: (is_rival(e), e["grow"], e["improve"], e["name"]))
 
 
 def _read_best_of_n(run_dir: Path) -> list[Json]:
@@ -271,6 +279,8 @@ def _missing(run_dir: Path, run: RunFiles) -> list[str]:
             notes.append(
                 f"policy/{folder.name} is not evaluated yet: its row is missing. Run evaluate on it."
             )
+    if (run_dir / "policy" / "ppo").is_dir() and not any(is_rival(e) for e in run.evaluations):
+        notes.append("policy/ppo is not evaluated yet: its row is missing. Run evaluate on it.")
     if all(e["grow"] == 0 for e in run.evaluations):
         notes.append("No Improve step is evaluated yet: the table has only the policy that ReST starts from.")
     if not run.grows:

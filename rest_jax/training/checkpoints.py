@@ -85,13 +85,7 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps with a committed checkpoint, rising. Their bytes have not been checked."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(
-            int(path.name)
-            for path in self.folder.iterdir()
-            if path.name.isdecimal() and (path / VERIFIED_NAME).is_file()
-        )
+        return committed_steps(self.folder)
 
     def path(self, step: int) -> Path:
         """The folder of one checkpoint."""
@@ -212,6 +206,12 @@ class CheckpointStore:
                         files.clear_folder(path)
 
         _on_first_process(clean)
+
+
+def committed_steps(folder: Path) -> list[int]:
+    """Steps with a committed checkpoint in a store's folder, rising; none where there is no folder."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(p.name) for p in paths if p.name.isdecimal() and (p / VERIFIED_NAME).is_file())
 
 
 def params_digest(params: Params) -> str:

@@ -3,16 +3,22 @@ from __future__ import annotations
 import pytest
 
 from rest_jax import errors
-from rest_jax.phases.lineage import BC, PolicyName, behaviour_policy, improve_index, starting_policy
+from rest_jax.phases.lineage import BC, PPO, PolicyName, behaviour_policy, improve_index, starting_policy
 
 
 def test_names_are_those_of_the_paper_and_of_the_folders():
     assert (BC.folder, BC.title("BC")) == ("bc", "BC G=0 I=0")
     assert (PolicyName(2, 3).folder, PolicyName(2, 3).title("BC")) == ("g2_i3", "BC G=2 I=3")
+    assert (PPO.folder, PPO.title("BC")) == ("ppo", "PPO")
+
+
+def test_each_policy_names_the_verb_that_makes_it():
+    names = (BC, PolicyName(1, 0), PolicyName(2, 3), PPO)
+    assert [name.phase for name in names] == ["pretrain", "improve", "improve", "ppo"]
 
 
 @pytest.mark.parametrize(
-    "name", [BC, PolicyName(1, 1), PolicyName(1, 0), PolicyName(2, 10), PolicyName(13, 4)]
+    "name", [BC, PPO, PolicyName(1, 1), PolicyName(1, 0), PolicyName(2, 10), PolicyName(13, 4)]
 )
 def test_a_folder_name_is_read_back(name):
     assert PolicyName.parse(name.folder) == name
@@ -22,12 +28,12 @@ def test_a_folder_name_is_read_back(name):
     "text", ["", "BC", "g1", "g1_i", "g1_i2x", "g-1_i1", "g1_i1.tmp", "g0_i1", "g0_i0", "g01_i1"]
 )
 def test_what_names_no_policy_is_refused(text):
-    with pytest.raises(errors.ConfigError, match="no policy is called .*Say bc or g1_i2"):
+    with pytest.raises(errors.ConfigError, match="no policy is called .*Say bc, g1_i2 or ppo"):
         PolicyName.parse(text)
 
 
 def test_later_policies_are_greater():
-    names = [BC, PolicyName(1, 1), PolicyName(1, 2), PolicyName(2, 1), PolicyName(10, 1)]
+    names = [BC, PPO, PolicyName(1, 1), PolicyName(1, 2), PolicyName(2, 1), PolicyName(10, 1)]
     assert sorted(names[::-1]) == names
 
 

@@ -92,3 +92,22 @@ def test_the_mesh_is_told_in_numbers(tmp_path):
     """The run's configuration gives one axis through a macro."""
     summary = json.loads(build_report(build_run(tmp_path / "run")).summary_json.read_text())
     assert summary["mesh"] == {"data": "-1", "model": "1"}
+
+
+def rival(reward: float) -> dict:
+    return {**evaluation(0, 0, reward, 20.0, 42.0), "name": "PPO", "loss": "PPO"}
+
+
+def test_what_rest_is_compared_with_is_neither_its_base_nor_its_last_step(tmp_path):
+    write_json(tmp_path / "eval/ppo.json", rival(0.9))
+    run = two_steps(tmp_path, 0.65)
+    assert [row["name"] for row in run.evaluations] == ["BC G=0 I=0", "BC G=1 I=1", "PPO"]
+    assert compare_with_baseline(run).step == "BC G=1 I=1"
+
+
+def test_without_a_step_of_rest_the_rival_is_compared_with_bc(tmp_path):
+    write_json(tmp_path / "eval/a.json", rival(0.9))
+    write_json(tmp_path / "eval/bc.json", {**evaluation(0, 0, 0.6, 21.0, 43.0), "name": "V-MPO G=0 I=0"})
+    verdict = compare_with_baseline(read_run(tmp_path))
+    assert (verdict.step, verdict.disjoint) == ("PPO", True)
+    assert verdict.gain == pytest.approx(0.3)
