@@ -222,7 +222,7 @@ class Experiment:
       evaluation: how each policy is measured.
       best_of_n: how choosing among many samples of a policy is measured.
       ppo: the online-RL baseline; None is a run without.
-      grow_steps: G.
+      grow_steps: G; 0 is a run of BC alone, or of PPO.
       decoding: the fixed shapes that sampling and search run in; part of the identity of what they make.
       mesh: how devices are arranged.
       base_run: the folder of another run; a step that it has sealed and that depends on the very same things
@@ -284,7 +284,7 @@ class Experiment:
         )
         self._check_value()
         errors.require(
-            self.grow_steps >= 1, f"grow_steps is {self.grow_steps}", "GROW_STEPS", "Give at least 1"
+            self.grow_steps >= 0, f"grow_steps is {self.grow_steps}", "GROW_STEPS", "Give 0 or more"
         )
         errors.require(bool(self.model_dir), "MODEL_DIR is empty", "MODEL_DIR", "Name the run folder")
         errors.require(
