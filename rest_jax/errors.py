@@ -71,3 +71,13 @@ class ConfigError(RestError):
     """The configuration is wrong, or not the one that an existing output was made with."""
 
     exit_code = 78
+
+
+def require(condition: bool, what: str, where: str, remedy: str) -> None:
+    """Refuses a setting.
+
+    Raises:
+      ConfigError: the condition does not hold.
+    """
+    if not condition:
+        raise ConfigError(what, where=where, remedy=remedy)

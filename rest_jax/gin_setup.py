@@ -30,7 +30,7 @@ from rest_jax.network import config as network_config
 from rest_jax.network import mesh
 from rest_jax.objectives import actor_critic, filters, gold, guards, policy, ppo, selections, v_mpo
 from rest_jax.objectives import values as value_losses
-from rest_jax.phases import experiment, ppo_settings
+from rest_jax.phases import experiment, improve_settings, ppo_settings
 from rest_jax.rewards import ratings
 from rest_jax.training import optimizers, trainer
 
@@ -60,11 +60,12 @@ CONFIGURABLES: tuple[type, ...] = (
     actor_critic.OACConfig,
     value_losses.BVEConfig,
     value_losses.ValueConfig,
-    experiment.ValueFunctionConfig,
+    improve_settings.ValueFunctionConfig,
     experiment.RewardModelConfig,
     experiment.GrowConfig,
-    experiment.ImproveConfig,
+    improve_settings.ImproveConfig,
     experiment.EvaluationConfig,
+    experiment.BestOfNConfig,
     ppo.PPOConfig,
     ppo_settings.PPOSettings,
     experiment.Experiment,

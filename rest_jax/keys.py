@@ -27,7 +27,8 @@ class Stream(enum.IntEnum):
     RATE = 4
     TRANSLATE = 5
     VALIDATE = 6
-    PPO = 7
+    SAMPLE = 7
+    PPO = 8
 
 
 def _fold_64(key: jax.Array, number: int) -> jax.Array:

@@ -53,7 +53,7 @@ def load_experiment(arguments: Arguments, takes_shard: bool = False) -> Experime
         raise errors.ConfigError(
             f"{arguments.verb} is not shared out among jobs, and SHARD = {experiment.shard!r}",
             where="SHARD",
-            remedy="Leave SHARD out: only grow and annotate take it",
+            remedy="Leave SHARD out: only grow, annotate and sample take it",
         )
     return experiment
 

@@ -87,6 +87,24 @@ def _evaluate(workspace, arguments: Arguments) -> None:
     evaluate.evaluate(workspace, PolicyName.parse(arguments.policy))
 
 
+def _sample(workspace, arguments: Arguments) -> None:
+    from rest_jax.phases import sample
+    from rest_jax.phases.lineage import PolicyName
+
+    sample.sample(workspace, PolicyName.parse(arguments.policy))
+
+
+def _best_of_n(workspace, arguments: Arguments) -> None:
+    from rest_jax import processes
+    from rest_jax.phases import best_of_n
+    from rest_jax.phases.lineage import PolicyName
+    from rest_jax.report.best_of_n import terminal_table
+
+    result = best_of_n.best_of_n(workspace, PolicyName.parse(arguments.policy))
+    if processes.is_lead():
+        _console().print(terminal_table(result))
+
+
 def _rest(workspace, arguments: Arguments) -> None:
     from rest_jax import processes, rest
 
@@ -264,6 +282,20 @@ VERBS: dict[str, Verb] = {
         "RUN/data, RUN/policy, RUN/reward",
         "RUN/eval",
         with_workspace(_evaluate),
+        flags.policy,
+    ),
+    "sample": Verb(
+        "samples any policy on an evaluation split, with rewards beside the samples",
+        "RUN/data, RUN/policy, RUN/reward",
+        "RUN/samples",
+        with_workspace(_sample, takes_shard=True),
+        flags.policy,
+    ),
+    "best_of_n": Verb(
+        "measures what choosing among n samples gains: by the reward, and by agreement (MBR)",
+        "RUN/samples, which it makes where they are missing",
+        "RUN/best_of_n",
+        with_workspace(_best_of_n),
         flags.policy,
     ),
     "rest": Verb(

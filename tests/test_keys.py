@@ -84,7 +84,8 @@ def test_neighbours_are_uncorrelated():
 def test_the_numbers_are_pinned():
     """They are part of every dataset's identity: another value here makes every stored run another run."""
     assert {stream.name: int(stream) for stream in Stream} == {
-        "INIT": 0, "DROPOUT": 1, "GROW": 2, "EVALUATE": 3, "RATE": 4, "TRANSLATE": 5, "VALIDATE": 6, "PPO": 7,
+        "INIT": 0, "DROPOUT": 1, "GROW": 2, "EVALUATE": 3, "RATE": 4, "TRANSLATE": 5, "VALIDATE": 6,
+        "SAMPLE": 7, "PPO": 8,
     }  # fmt: skip
     draws = np.asarray(keys.position_uniforms(keys_of([0, 2**40], 2, seed=2308), jnp.int32(1)))
     np.testing.assert_array_equal(draws * 2**23, [[4323178, 8196154], [1349720, 3184856]])

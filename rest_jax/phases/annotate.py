@@ -6,7 +6,7 @@ rewritten.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from rest_jax.phases import grow_set, grow_summary, reward_model
 from rest_jax.phases.jobs import Job, what_is_left
 from rest_jax.phases.lineage import check_grow_step
 from rest_jax.phases.workspace import Workspace
-from rest_jax.rewards.protocol import checked_scores
+from rest_jax.rewards.protocol import Reward, checked_scores
+from rest_jax.types import Examples
 
 
 def annotate(workspace: Workspace, number: int) -> None:
@@ -71,8 +72,7 @@ def _score_dataset(workspace: Workspace) -> Mapping[str, Any]:
 
 def _score_samples(workspace: Workspace, number: int) -> Mapping[str, Any]:
     writer = _writer(workspace, number)
-    signature = _score_missing(workspace, number, writer, writer.missing_shards())
-    return {"signature": signature, **writer.totals()}
+    return _score_missing(workspace, number, writer, writer.missing_shards())
 
 
 def _score_share(workspace: Workspace, number: int, job: Job) -> None:
@@ -90,13 +90,37 @@ def _writer(workspace: Workspace, number: int) -> candidates.RewardWriter:
 
 def _score_missing(
     workspace: Workspace, number: int, writer: candidates.RewardWriter, missing: list[int]
-) -> str:
-    """Scores and commits these shards; returns the reward's signature."""
+) -> Mapping[str, Any]:
     reward = reward_model.load_reward(workspace)
-    examples = workspace.split("train")
+    return score_shards(
+        workspace, f"rewards of Grow {number}", reward, workspace.split("train"), writer, missing
+    )
+
+
+def score_shards(
+    workspace: Workspace,
+    name: str,
+    reward: Reward,
+    examples: Examples,
+    writer: candidates.RewardWriter,
+    missing: Sequence[int],
+) -> Mapping[str, Any]:
+    """Scores and commits shards of a store of samples.
+
+    Args:
+      workspace: the run.
+      name: in messages ("rewards of Grow 1").
+      reward: scores.
+      examples: the split whose sources were sampled, with references.
+      writer: of these rewards.
+      missing: the shards to score.
+
+    Returns:
+      The reward's signature; and `totals`, where no shard is missing any more.
+    """
     references = dict(zip(examples.ids.tolist(), examples.targets, strict=True))
-    processes.barrier(f"annotate:{number}")
-    with workspace.logbook.progress(f"rewards of Grow {number}", len(missing), unit="shards") as bar:
+    processes.barrier(f"annotate:{writer.folder}")
+    with workspace.logbook.progress(name, len(missing), unit="shards") as bar:
         for index in missing:
             scores = [np.zeros(0)]
             for part in writer.batches(index, columns=("source", "text")):
@@ -105,8 +129,9 @@ def _score_missing(
             if processes.is_lead():
                 writer.write_shard(index, writer.samples(index, columns=()), np.concatenate(scores))
             bar.advance()
-    processes.barrier(f"annotated:{number}")
-    return reward.signature()
+    processes.barrier(f"annotated:{writer.folder}")
+    totals = {} if writer.uncommitted() else writer.totals()
+    return {"signature": reward.signature(), **totals}
 
 
 def _summarise(workspace: Workspace, number: int, seal: files.Seal) -> None:

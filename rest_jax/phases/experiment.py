@@ -15,8 +15,8 @@ from rest_jax.data import corpora, vocabulary
 from rest_jax.generation import batching, sampler, search
 from rest_jax.network import config as network_config
 from rest_jax.network import mesh
-from rest_jax.objectives import actor_critic, filters, gold, guards, selections, v_mpo, values
 from rest_jax.objectives.policy import BehaviourCloningConfig
+from rest_jax.phases.improve_settings import READ_VALUES, ImproveConfig, ValueFunctionConfig
 from rest_jax.phases.jobs import Job
 from rest_jax.phases.ppo_settings import PPOSettings
 from rest_jax.rewards import ratings
@@ -29,23 +29,6 @@ Corpus = (
     | corpora.TfdsCorpus
     | corpora.SeqioCorpus
 )
-
-Selection = (
-    filters.ThresholdSchedule
-    | selections.PercentileSchedule
-    | selections.MeanMaxSchedule
-    | selections.TopKSchedule
-)
-
-PolicyLoss = (
-    BehaviourCloningConfig | gold.GoldConfig | v_mpo.VMPOConfig | actor_critic.OACConfig | values.BVEConfig
-)
-_READ_VALUES = (v_mpo.VMPOConfig, actor_critic.OACConfig)
-
-
-def _require(condition: bool, what: str, where: str, remedy: str) -> None:
-    if not condition:
-        raise errors.ConfigError(what, where=where, remedy=remedy)
 
 
 def _has_rater_split(corpus: Corpus) -> bool:
@@ -95,13 +78,13 @@ class RewardModelConfig:
     batch_rows: int = 256
 
     def __post_init__(self) -> None:
-        _require(
+        errors.require(
             self.kind != "learned" or self.trainer is not None,
             "a learned reward needs a trainer",
             "RewardModelConfig.trainer",
             "Bind RewardModelConfig.trainer = @reward_model/TrainerConfig()",
         )
-        _require(
+        errors.require(
             0.0 < self.validation_share < 1.0,
             f"validation share {self.validation_share} is not between 0 and 1",
             "RewardModelConfig.validation_share",
@@ -128,118 +111,7 @@ class GrowConfig:
     def __post_init__(self) -> None:
         for name in ("samples_per_source", "shards"):
             value = getattr(self, name)
-            _require(value >= 1, f"{name} is {value}", f"GrowConfig.{name}", "Give at least 1")
-
-
-@dataclasses.dataclass(frozen=True)
-class ImproveConfig:
-    """The Improve steps of one Grow step (Algorithm 1).
-
-    Attributes:
-      selection: the filter of each Improve step, ever stricter; their number is I.
-      later_selection: the same for the Grow steps from the second on; None is no difference.
-      loss: what is minimised on the survivors.
-      trainer: how; its learning rate is that of the first Improve step.
-      learning_rate_decay: factor from each Improve step to the next, over all Grow steps: the paper lowers
-        the rate with every new policy (section 3).
-      unfiltered: whether each Grow step also gives a policy that is trained on all of D_g without a filter
-        ("G=1 I=0"), to compare with; it starts where the first Improve step does, and nothing comes from it.
-      start_from: which policy an Improve step fine-tunes: the one "before" it (ReST), or always the BC
-        policy, the "base" (ReST-EM).
-      dataset: what becomes of the original data D. "filtered": its pairs are candidates beside the samples
-        and must pass too, as the paper has it (eq. 3); a filter that judges each source sees them there.
-        "whole" keeps all of it; a global quantile or mean is of it too, but it does not compete within a
-        source. "none" leaves it out, as ReST-EM and RAFT do.
-      accumulate: Grow step g is improved on the samples of the Grow steps 1 to g, judged together; the paper
-        takes those of g alone.
-      guards: which samples are out before any reward is looked at.
-      max_per_source: at most so many samples of a source are kept after the filter, chosen by chance and not
-        by reward (ReST-EM: 10), against sources that are easy; pairs of D do not count. None is no cap.
-      model_share: λ, the share of samples among the training pairs; None is the natural union. The side that
-        has more than its share is kept whole and the other is repeated; 0 and 1 drop one side.
-      require_above_mean: whether τ of the first step must exceed the mean reward of the Grow set
-        (Algorithm 1), or only warns; filters that judge each source have no such τ.
-      validation_sources: sources of the validation set whose samples choose the best checkpoint.
-      validation_samples: samples of each of them.
-    """
-
-    selection: Selection
-    trainer: trainer.TrainerConfig
-    later_selection: Selection | None = None
-    loss: PolicyLoss = BehaviourCloningConfig()
-    learning_rate_decay: float = 0.5
-    unfiltered: bool = False
-    start_from: Literal["before", "base"] = "before"
-    dataset: Literal["filtered", "whole", "none"] = "filtered"
-    accumulate: bool = False
-    guards: guards.GuardConfig = guards.GuardConfig()
-    max_per_source: int | None = None
-    model_share: float | None = None
-    require_above_mean: bool = True
-    validation_sources: int = 500
-    validation_samples: int = 1
-
-    def __post_init__(self) -> None:
-        _require(
-            0.0 < self.learning_rate_decay <= 1.0,
-            f"learning rate decay {self.learning_rate_decay} is not in (0, 1]",
-            "ImproveConfig.learning_rate_decay",
-            "The paper lowers the rate from step to step; 0.5 halves it",
-        )
-        _require(
-            self.max_per_source is None or self.max_per_source >= 1,
-            f"a cap of {self.max_per_source} keeps nothing of a source",
-            "ImproveConfig.max_per_source",
-            "Give at least 1 (ReST-EM: 10), or None for no cap",
-        )
-        share = self.model_share
-        _require(
-            share is None or 0.0 <= share <= 1.0,
-            f"model share {share} is not in [0, 1]",
-            "ImproveConfig.model_share",
-            "Give the share of samples among the training pairs, or None for the natural union",
-        )
-        _require(
-            self.dataset != "none" or share in (None, 1.0),
-            f'model share {share} needs pairs of D, and dataset = "none" leaves them out',
-            "ImproveConfig.model_share",
-            'Give None, or ImproveConfig.dataset = "filtered"',
-        )
-
-    def selection_of(self, grow: int) -> Selection:
-        """The filters of a Grow step."""
-        return self.selection if grow <= 1 or self.later_selection is None else self.later_selection
-
-    def steps_of(self, grow: int) -> int:
-        """I, the number of Improve steps in a Grow step."""
-        return len(self.selection_of(grow))
-
-
-@dataclasses.dataclass(frozen=True)
-class ValueFunctionConfig:
-    """The value function of the behaviour policy, V(x, y_{<t}) (A.8.4), for the losses that read one.
-
-    Attributes:
-      trainer: how it is trained on the Grow set.
-      loss: what it is regressed on.
-      network: its size; None takes the policy's.
-      start_from_policy: copies the encoder and decoder of the behaviour policy before training.
-      report_pairs: training pairs on which its ranking is compared with the rewards'.
-    """
-
-    trainer: trainer.TrainerConfig
-    loss: values.ValueConfig = values.ValueConfig()
-    network: network_config.T5Config | None = None
-    start_from_policy: bool = True
-    report_pairs: int = 10000
-
-    def __post_init__(self) -> None:
-        _require(
-            self.report_pairs >= 2,
-            f"report_pairs is {self.report_pairs}",
-            "ValueFunctionConfig.report_pairs",
-            "Give at least 2: one pair has no rank",
-        )
+            errors.require(value >= 1, f"{name} is {value}", f"GrowConfig.{name}", "Give at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,6 +138,70 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BestOfNConfig:
+    """Choosing one of n samples (section 4, Figure 6), by a reward and by agreement among them (MBR).
+
+    Attributes:
+      split: whose sources are sampled ("test" or "valid").
+      sources: how many of them, from its start; None takes all.
+      samples_per_source: N. The paper: up to 200.
+      sampling: how they are drawn.
+      shards: files that the samples are written to; a killed run loses at most the open one.
+      counts: the n of the table, rising; None takes 1, 2, 5, 10, 20, 50 … below N, and N.
+      select_by: the rewards that choose: "reward" is the run's own; "chrf" and "bleu" see the references, so
+        they show the best that choosing could reach.
+      report_on: held-out metrics of what was chosen, beside the run's reward.
+      mbr: utilities of minimum Bayes risk decoding; () leaves it out.
+      choose_truncated: whether a sample that hit the length limit may be chosen.
+      resamples: bootstrap resamples of the 95 % intervals.
+    """
+
+    split: Literal["valid", "test"] = "test"
+    sources: int | None = None
+    samples_per_source: int = 200
+    sampling: sampler.SamplingConfig = sampler.SamplingConfig()
+    shards: int = 16
+    counts: tuple[int, ...] | None = None
+    select_by: tuple[Literal["reward", "chrf", "bleu"], ...] = ("reward",)
+    report_on: tuple[Literal["chrf", "bleu"], ...] = ("chrf", "bleu")
+    mbr: tuple[Literal["chrf", "bleu"], ...] = ("chrf",)
+    choose_truncated: bool = False
+    resamples: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("samples_per_source", "shards", "resamples", "sources"):
+            value = getattr(self, name)
+            errors.require(
+                value is None or value >= 1, f"{name} is {value}", f"BestOfNConfig.{name}", "Give 1 or more"
+            )
+        found = list(self.numbers)
+        errors.require(
+            bool(found)
+            and found == sorted(set(found))
+            and found[0] >= 1
+            and found[-1] <= self.samples_per_source,
+            f"counts are {self.counts} of {self.samples_per_source} samples",
+            "BestOfNConfig.counts",
+            "Give rising numbers from 1 to samples_per_source, or None",
+        )
+        errors.require(
+            bool(self.select_by),
+            "no reward is named that chooses",
+            "BestOfNConfig.select_by",
+            'Give ("reward",), the reward of the run',
+        )
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The n of the table."""
+        if self.counts is not None:
+            return tuple(self.counts)
+        total = self.samples_per_source
+        ladder = (step * 10**power for power in range(len(str(total))) for step in (1, 2, 5))
+        return (*(n for n in ladder if n < total), total)
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything a run depends on.
 
@@ -284,6 +220,7 @@ class Experiment:
       improve: the Improve steps.
       value: the value function, for the losses that read one.
       evaluation: how each policy is measured.
+      best_of_n: how choosing among many samples of a policy is measured.
       ppo: the online-RL baseline; None is a run without.
       grow_steps: G.
       decoding: the fixed shapes that sampling and search run in; part of the identity of what they make.
@@ -305,6 +242,7 @@ class Experiment:
     grow: GrowConfig
     improve: ImproveConfig
     evaluation: EvaluationConfig
+    best_of_n: BestOfNConfig = BestOfNConfig()
     pretrain_loss: BehaviourCloningConfig = BehaviourCloningConfig()
     value: ValueFunctionConfig | None = None
     ppo: PPOSettings | None = None
@@ -315,7 +253,7 @@ class Experiment:
     shard: str | None = None
 
     def __post_init__(self) -> None:
-        _require(
+        errors.require(
             set(self.task_feature_lengths) == {"inputs", "targets"}
             and all(isinstance(n, int) and n > 1 for n in self.task_feature_lengths.values()),
             f"task feature lengths are {self.task_feature_lengths}",
@@ -323,7 +261,7 @@ class Experiment:
             'Give {"inputs": tokens, "targets": tokens}, each at least 2',
         )
         longest = self.decoding.source_lengths[-1]
-        _require(
+        errors.require(
             longest >= self.source_length,
             f"sources have up to {self.source_length} tokens and the longest bucket holds {longest}",
             "DecodeBatching.source_lengths",
@@ -331,30 +269,34 @@ class Experiment:
         )
         longest = max(self.grow.sampling.max_length, self.reward.rater_sampling.max_length)
         longest = max(longest, self.ppo.sampling.max_length if self.ppo else 0)
-        _require(
+        errors.require(
             longest <= self.target_length,
             f"samples of up to {longest} tokens do not fit training rows of {self.target_length}",
             "MAX_DECODE_LENGTH",
             "Lower MAX_DECODE_LENGTH, or raise the targets of TASK_FEATURE_LENGTHS",
         )
         needs_raters = self.reward.kind == "learned" and self.reward.ratings_file is None
-        _require(
+        errors.require(
             not needs_raters or _has_rater_split(self.corpus),
             "the automatic rater has no split of its own to sample",
             f"{type(self.corpus).__name__}.rater_size",
             "Hold some 8000 pairs out with rater_size, or give RewardModelConfig.ratings_file",
         )
         self._check_value()
-        _require(self.grow_steps >= 1, f"grow_steps is {self.grow_steps}", "GROW_STEPS", "Give at least 1")
-        _require(bool(self.model_dir), "MODEL_DIR is empty", "MODEL_DIR", "Name the run folder")
-        _require(
+        errors.require(
+            self.grow_steps >= 1, f"grow_steps is {self.grow_steps}", "GROW_STEPS", "Give at least 1"
+        )
+        errors.require(bool(self.model_dir), "MODEL_DIR is empty", "MODEL_DIR", "Name the run folder")
+        errors.require(
             self.base_run is None or os.path.isdir(self.base_run),
             f"no run folder {self.base_run}",
             "BASE_RUN",
             "Name the MODEL_DIR of a run that shares its first steps with this one, or leave BASE_RUN out",
         )
-        _require(0 <= self.seed < 2**63, f"seed {self.seed} is out of range", "SEED", "Give 0 to 2**63 - 1")
-        _require(
+        errors.require(
+            0 <= self.seed < 2**63, f"seed {self.seed} is out of range", "SEED", "Give 0 to 2**63 - 1"
+        )
+        errors.require(
             self.job is None or self.job.count <= self.grow.shards,
             f"SHARD = {self.shard!r} asks for more jobs than the {self.grow.shards} shards of a Grow step",
             "SHARD",
@@ -364,16 +306,16 @@ class Experiment:
     def _check_value(self) -> None:
         """A loss that reads a value function needs one, of its own discount."""
         loss = self.improve.loss
-        if not isinstance(loss, _READ_VALUES):
+        if not isinstance(loss, READ_VALUES):
             return
-        _require(
+        errors.require(
             self.value is not None,
             f"{loss.name} reads a value function, and the run has none",
             "Experiment.value",
             "Include gin_configs/objectives/value.gin",
         )
         assert self.value is not None
-        _require(
+        errors.require(
             self.value.loss.discount == loss.discount,
             f"{loss.name} discounts by {loss.discount}, and its value function by {self.value.loss.discount}",
             f"{type(loss).__name__}.discount",
@@ -383,7 +325,7 @@ class Experiment:
     @property
     def needs_value(self) -> bool:
         """Whether the loss of Improve reads a value function."""
-        return isinstance(self.improve.loss, _READ_VALUES)
+        return isinstance(self.improve.loss, READ_VALUES)
 
     @property
     def job(self) -> Job | None:

@@ -66,21 +66,20 @@ def lengths_of(workspace: Workspace) -> tuple[int, int]:
     )
 
 
-def reward_digest(workspace: Workspace) -> str:
-    """What the rewards of a run depend on, for the identity of what uses them."""
-    settings = workspace.experiment.reward
-    if settings.kind != "learned":
-        return load_reward(workspace).signature()
+def reward_digest(workspace: Workspace, kind: str | None = None) -> str:
+    """What rewards depend on, for the identity of what uses them: those of the run, or of this kind."""
+    if (kind or workspace.experiment.reward.kind) != "learned":
+        return load_reward(workspace, kind).signature()
     return workspace.digest(workspace.reward_folder, "reward_model")
 
 
-def load_reward(workspace: Workspace) -> Reward:
-    """The reward of the run."""
-    experiment, settings = workspace.experiment, workspace.experiment.reward
-    if settings.kind == "chrf":
+def load_reward(workspace: Workspace, kind: str | None = None) -> Reward:
+    """The reward of the run; or another kind, where a second opinion is wanted."""
+    kind = kind or workspace.experiment.reward.kind
+    if kind == "chrf":
         return overlap.SentenceChrf()
-    if settings.kind == "bleu":
-        return overlap.SentenceBleu(experiment.corpus.target_language)
+    if kind == "bleu":
+        return overlap.SentenceBleu(workspace.experiment.corpus.target_language)
     seal = workspace.require(workspace.reward_folder, "reward_model")
     config = network_of(workspace)
     layout = layout_of(workspace.mesh, init.abstract_reward_params(config))

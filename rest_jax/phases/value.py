@@ -21,7 +21,7 @@ from rest_jax.network import heads, init, mesh
 from rest_jax.network.config import T5Config
 from rest_jax.objectives import returns, values
 from rest_jax.phases import selection, token_numbers
-from rest_jax.phases.experiment import ValueFunctionConfig
+from rest_jax.phases.improve_settings import ValueFunctionConfig
 from rest_jax.phases.lineage import PolicyName, behaviour_policy, check_grow_step
 from rest_jax.phases.losses import dropout_arguments
 from rest_jax.phases.pretrain import describe_rows

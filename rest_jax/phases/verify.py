@@ -16,7 +16,8 @@ import numpy as np
 from rest_jax import errors, files
 from rest_jax.data import candidates
 from rest_jax.data.candidate_shard import KEYS, SCHEMA, CandidateShard
-from rest_jax.phases.grow import as_candidates, draw, grow_identity, grow_sources, sampled_together
+from rest_jax.phases.grow import grow_identity, grow_store
+from rest_jax.phases.sampling import as_candidates, draw, sampled_together
 from rest_jax.phases.workspace import Workspace, versions
 from rest_jax.training.logbook import Logbook
 from rest_jax.types import Examples, RaggedTokens
@@ -88,7 +89,8 @@ def _verify_samples(workspace: Workspace, number: int, share: float, seed: int) 
     """Draws sources of a Grow step again, shard by shard."""
     folder, name = workspace.grow_folder(number), f"grow/g{number}"
     files.check_claim(folder, workspace.identity("grow", grow_identity(workspace, number)))
-    examples = grow_sources(workspace, number)
+    wanted = grow_store(workspace, number)
+    examples = wanted.examples
     chosen = choose(len(examples), share, seed, number)
     found, samples, tokens = 0, 0, 0
     # A logbook without a folder: it shows how far the work is, and writes nothing.
@@ -96,9 +98,9 @@ def _verify_samples(workspace: Workspace, number: int, share: float, seed: int) 
         for shard in candidates.read_shards(folder):
             rows = np.flatnonzero(np.isin(examples.ids, shard.example_id))
             here = chosen[np.isin(chosen, rows)]
-            for together in sampled_together(workspace, examples, rows, here) if len(here) else ():
+            for together in sampled_together(workspace, wanted, rows, here) if len(here) else ():
                 part = examples.take(together)
-                again = as_candidates(workspace, part, draw(workspace, number, part))
+                again = as_candidates(workspace, part, draw(workspace, wanted, part))
                 stored = shard.take(np.isin(shard.example_id, part.ids))
                 difference = first_difference(stored, again)
                 if difference is not None:

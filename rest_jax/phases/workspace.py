@@ -89,6 +89,14 @@ class Workspace:
         """What was measured of a policy."""
         return self.run_dir / "eval" / name.folder
 
+    def sample_folder(self, name: PolicyName) -> Path:
+        """Samples of a policy for the sources of the split of `BestOfNConfig`."""
+        return self.run_dir / "samples" / f"{name.folder}_{self.experiment.best_of_n.split}"
+
+    def best_of_n_folder(self, name: PolicyName) -> Path:
+        """What choosing among those samples gains."""
+        return self.run_dir / "best_of_n" / f"{name.folder}_{self.experiment.best_of_n.split}"
+
     # What is loaded.
 
     @functools.cached_property

@@ -9,6 +9,7 @@ import dataclasses
 from pathlib import Path
 
 from rest_jax import files
+from rest_jax.report.best_of_n import best_of_n_section
 from rest_jax.report.examples import examples_section
 from rest_jax.report.learning import learning_section
 from rest_jax.report.overview import overview_section, run_section
@@ -26,6 +27,7 @@ _SECTIONS = (
     steps_section,
     reward_section,
     overlap_section,
+    best_of_n_section,
     samples_section,
     reward_model_section,
     learning_section,
@@ -63,5 +65,5 @@ def build_report(run_dir: Path) -> ReportPaths:
 
 def render_page(run: RunFiles) -> str:
     """The whole page as HTML, with plotly.js, style and data inside it."""
-    sections = [section(run) for section in _SECTIONS]
+    sections = [section(run) for section in _SECTIONS if section is not best_of_n_section or run.best_of_n]
     return render(run.name, f"ReST: {run.name}", "Reinforced Self-Training report", sections)

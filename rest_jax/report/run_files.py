@@ -48,6 +48,7 @@ class RunFiles:
       seed: of the run, or None.
       mesh: its axes from config.gin, or {}; -1 stands for "what is left".
       config: text of config.gin, or "".
+      best_of_n: best_of_n/*/result.json, the BC policy first, then by Grow and Improve step.
       missing: sentences that say what is not there and which phase writes it.
     """
 
@@ -62,6 +63,7 @@ class RunFiles:
     seed: int | None
     mesh: dict[str, str]
     config: str
+    best_of_n: list[Json]
     missing: list[str]
 
     @property
@@ -133,6 +135,7 @@ def read_run(run_dir: Path) -> RunFiles:
         seed=next((i["seed"] for i in identities if "seed" in i), None),
         mesh={axis: _resolved(value, config) for axis, value in _MESH_BINDING.findall(config)},
         config=config,
+        best_of_n=_read_best_of_n(run_dir),
         missing=[],
     )
     return dataclasses.replace(run, missing=_missing(run_dir, run))
@@ -176,6 +179,11 @@ def _read_evaluations(run_dir: Path) -> list[Json]:
             f"no evaluation in {run_dir / 'eval'}", remedy="Run evaluate first: a report needs one at least"
         )
     return sorted(evaluations, key=lambda e: (is_rival(e), e["grow"], e["improve"], e["name"]))
+
+
+def _read_best_of_n(run_dir: Path) -> list[Json]:
+    found = [_read(path) for path in sorted(run_dir.glob("best_of_n/*/result.json"))]
+    return sorted(found, key=lambda result: (result["grow"], result["improve"], result["split"]))
 
 
 def _estimate(found: Json | None) -> Json | None:

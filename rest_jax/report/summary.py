@@ -73,6 +73,7 @@ def summarise(run: RunFiles) -> Json:
         "reward_and_overlap_diverge": [
             {"step": divergence.step, "metrics": list(divergence.metrics)} for divergence in divergences(run)
         ],
+        "best_of_n": run.best_of_n,
         "missing": run.missing,
         "steps": [step_row(evaluation) for evaluation in run.evaluations],
     }

@@ -78,7 +78,7 @@ def test_a_bad_value_is_one_line(capsys, tmp_path, value):
 )
 def test_other_verbs_are_not_shared_out(capsys, tmp_path, verb):
     line = refused(capsys, 78, tmp_path / "run", tmp_path / "pairs.tsv", verb, '--gin.SHARD="1/2"')
-    assert f"{verb} is not shared out among jobs" in line and "only grow and annotate" in line
+    assert f"{verb} is not shared out among jobs" in line and "only grow, annotate and sample" in line
     assert not (tmp_path / "run").exists()
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rest_jax import errors, files
+from rest_jax import errors, files, keys
 from rest_jax.data import candidates
 from rest_jax.data.candidate_shard import CandidateShard
 from rest_jax.generation.batching import DecodeBatching
 from rest_jax.phases import verify
-from rest_jax.phases.grow import sampled_together
 from rest_jax.phases.lineage import BC
+from rest_jax.phases.sampling import SampleSet, sampled_together
 from rest_jax.types import EOS_ID, Examples, RaggedTokens, TokenPairs
 from tests import tiny
 from tests.phases import places
@@ -169,7 +169,9 @@ def test_whatever_is_sampled_together_each_chosen_source_is_sampled_once(tmp_pat
     tokens = RaggedTokens.from_lists([[7] * (n - 1) + [EOS_ID] for n in lengths])
     examples = Examples(["s"] * 60, ["t"] * 60, TokenPairs(np.arange(60), tokens, tokens))
     shard, chosen = np.arange(40, 60), np.array([41, 47, 59])
-    calls = [call.tolist() for call in sampled_together(made, examples, shard, chosen)]
+    sampling = made.experiment.grow.sampling
+    wanted = SampleSet("Grow 1", "grow", tmp_path, BC, examples, 4, sampling, 8, keys.Stream.GROW, 1)
+    calls = [call.tolist() for call in sampled_together(made, wanted, shard, chosen)]
     alone = [[41, 47, 59]]
     assert calls == (alone if dtype == "float32" else [[40, 41], [46, 47], [58, 59]])
 
