@@ -32,11 +32,19 @@ WORKLOADS = {
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
-    """Rows of a packed batch, their length on both sides, and how many batches are measured."""
+    """How sentences are made into batches.
+
+    Attributes:
+      rows: of a packed batch.
+      length: of a row, on both sides.
+      batches: how many are measured.
+      pool: over how many batches sentences are sorted by length, for those who pad.
+    """
 
     rows: int = 16
     length: int = 64
     batches: int = 4
+    pool: int = 50
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,22 +124,24 @@ def random_batch(vocab_size: int, rows: int = 32, length: int = 32) -> Seq2SeqBa
 
 
 def real_batches(pairs: TokenPairs, packing: Packing) -> dict[str, list[Arrays]]:
-    """The same pairs packed into rows, padded in the order of those rows, and padded next to like lengths.
+    """Pairs packed into rows, the same pairs padded, and pairs of like lengths padded.
 
-    A batch of the peers holds as many pairs as the packed batch beside it, and in order they are the same
-    pairs, so that losses can be compared step by step.
+    A padded batch holds as many pairs as the packed one beside it. In order they are the same pairs, so that
+    losses can be compared step by step. Like lengths are found as transformers' trainer does, by sorting the
+    pairs of many batches (`packing.pool`); of the sorted batches some are taken, evenly from short to long.
     """
     ours = batches.PackedBatches(pairs, packing.rows, packing.length, packing.length, seed=0)
     place_of = {int(number): place for place, number in enumerate(pairs.ids)}
-    chosen = [np.array([place_of[int(i)] for i in ours.ids_at(step)]) for step in range(packing.batches)]
-    everything = np.concatenate(chosen)
-    order = np.lexsort((pairs.sources.lengths[everything], pairs.targets.lengths[everything]))
-    ends = np.cumsum([len(part) for part in chosen])
-    parts = np.split(everything[order], ends[:-1])
+    chosen = [np.array([place_of[int(i)] for i in ours.ids_at(step)]) for step in range(packing.pool)]
+    pool = np.concatenate(chosen)
+    sources, targets = pairs.sources.lengths[pool], pairs.targets.lengths[pool]
+    by_length = pool[np.lexsort((sources + targets, np.maximum(sources, targets)))]
+    sorted_batches = np.array_split(by_length, packing.pool)
+    evenly = ((np.arange(packing.batches) + 0.5) * packing.pool / packing.batches).astype(int)
     return {
         PACKED: [arrays_of(ours.at(step)) for step in range(packing.batches)],
-        IN_ORDER: [padded_to_longest(pairs.take(part)) for part in chosen],
-        SORTED: [padded_to_longest(pairs.take(part)) for part in parts],
+        IN_ORDER: [padded_to_longest(pairs.take(part)) for part in chosen[: packing.batches]],
+        SORTED: [padded_to_longest(pairs.take(sorted_batches[place])) for place in evenly],
     }
 
 
