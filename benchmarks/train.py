@@ -17,7 +17,7 @@ Checked before: all engines have the same loss at the first step and at the foll
 
     --run F            where the vocabulary and the tokenised text are kept (default: runs/benchmark_train)
     --tsv F            sentences to take instead of the demo's corpus; with --languages=de,en
-    --repeats 8        how often each engine has its turn; best and median are reported
+    --repeats 5        how often each engine has its turn; best and median are reported
     --engines …        a subset of rest_jax pytorch t5x
     --padded_only      no text is needed
 """
@@ -78,7 +78,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gin_file", default=str(ROOT / "benchmarks" / "grow.gin"), help="of the text")
     parser.add_argument("--tsv", default=None)
     parser.add_argument("--languages", default="de,en", help="of --tsv: source,target")
-    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="of the padded batch, a turn")
     parser.add_argument("--engines", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
     parser.add_argument("--padded_only", action="store_true", help="without text")
