@@ -126,7 +126,7 @@ def make_train_step(
         if companions is not None and companions.project is not None:
             params = companions.project(params)
 
-        finite = jnp.isfinite(sums.loss) & jnp.isfinite(norm) & _all_finite(params)
+        finite = _once(jnp.isfinite(sums.loss) & jnp.isfinite(norm) & _all_finite(params))
         skipped = 1 - finite.astype(jnp.int32)
         params = _where(finite, params, state.params)
         lagging = (
@@ -160,7 +160,17 @@ def make_train_step(
 
 
 def _all_finite(tree: Any) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+    # 0 * x is NaN where x is not finite. A sum is one pass; of `isfinite` XLA would write an array first.
+    return jnp.equal(sum(jnp.sum(leaf * 0) for leaf in jax.tree.leaves(tree)), 0)
+
+
+def _once(condition: jax.Array) -> jax.Array:
+    """The same condition, as a number that is computed once.
+
+    XLA would put the whole of it, with a part for each parameter, into every place that asks for it, one for
+    each array of the state. That is most of the program, and most of the time that it takes to compile.
+    """
+    return jax.lax.cond(condition, lambda: jnp.ones((1,), bool), lambda: jnp.zeros((1,), bool))[0]
 
 
 def _where(condition: jax.Array, new: Any, old: Any) -> Any:

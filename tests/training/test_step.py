@@ -71,6 +71,18 @@ def test_counts_what_is_not_finite(mesh):
     assert float(seen[-1][1]["learning_rate"]) == 1.0
 
 
+@pytest.mark.parametrize("start", [1.0, -1e38, 3e38, np.inf, -np.inf, np.nan])
+def test_a_new_parameter_that_is_not_finite_is_left_out(mesh, start):
+    def loss_fn(params, batch, key):
+        return LossSums(jnp.sum(batch["slopes"] * params["w"][:2] * 0 + batch["slopes"]), jnp.float32(1), {})
+
+    # No gradient and a finite loss: all that can be wrong is a parameter that has no part in the loss.
+    params = {"w": np.array([0.0, 1.0, start], np.float32), "b": np.zeros((3, 2), np.float32)}
+    last, _ = run_steps(mesh, loss_fn, params, {"slopes": np.ones(2, np.float32)}, 1)
+    assert int(last.skipped) == int(not np.isfinite(np.float32(start)))
+    np.testing.assert_array_equal(last.params["w"], params["w"])
+
+
 def test_microbatches_take_every_row_once(mesh):
     rows = jnp.arange(24).reshape(12, 2)
     parts = jax.jit(lambda x: step._split_rows(x, 3, mesh))(rows)
