@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 RUN    ?= runs/demo
 
-.PHONY: demo test test-slow lint clean help
+.PHONY: demo comparison test test-slow lint clean help
 help:
 	@echo "make demo    the whole of ReST on real Chinese-English text, into RUN=$(RUN)"
+	@echo "make comparison    BC, GOLD, BVMPO, OAC and PPO from one policy and one reward, and their table"
 	@echo "make test    the test suite;  make test-slow: the slow rest;  make lint: ruff, mypy, shellcheck"
 	@echo "make clean   deletes the virtual environment and the demo's run"
 
@@ -33,6 +34,14 @@ $(VENV)/.lint: $(VENV)/.base
 
 demo: $(VENV)/.base $(VENV)/.corpus
 	$(BIN)/python -m rest_jax.main rest --gin_file=gin_configs/runs/rest_demo_zh_en.gin '--gin.MODEL_DIR="$(RUN)"'
+
+# One BC policy, one reward model and one Grow set; then BC, GOLD, BVMPO, OAC and PPO from them, and the table.
+COMPARED := bc gold bvmpo oac ppo
+comparison: $(VENV)/.base $(VENV)/.corpus
+	for run in $(COMPARED); do \
+	  $(BIN)/python -m rest_jax.main rest --gin_file=gin_configs/runs/comparison_$$run.gin || exit; \
+	done
+	$(BIN)/python -m rest_jax.main compare $(COMPARED:%=runs/comparison/%) --output=runs/comparison
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile

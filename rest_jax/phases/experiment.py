@@ -7,7 +7,6 @@ whole tree, so a mistake in the settings of the last phase stops the first one.
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Literal
 
 from rest_jax import errors
@@ -287,12 +286,6 @@ class Experiment:
             self.grow_steps >= 0, f"grow_steps is {self.grow_steps}", "GROW_STEPS", "Give 0 or more"
         )
         errors.require(bool(self.model_dir), "MODEL_DIR is empty", "MODEL_DIR", "Name the run folder")
-        errors.require(
-            self.base_run is None or os.path.isdir(self.base_run),
-            f"no run folder {self.base_run}",
-            "BASE_RUN",
-            "Name the MODEL_DIR of a run that shares its first steps with this one, or leave BASE_RUN out",
-        )
         errors.require(
             0 <= self.seed < 2**63, f"seed {self.seed} is out of range", "SEED", "Give 0 to 2**63 - 1"
         )

@@ -30,9 +30,19 @@ SPLITS = ("train", "rater", "valid", "test")
 
 
 class Workspace:
-    """One run: its experiment, its folder, and what is loaded from it."""
+    """One run: its experiment, its folder, and what is loaded from it.
+
+    Raises:
+      ConfigError: there is no folder of the base run.
+    """
 
     def __init__(self, experiment: Experiment):
+        errors.require(
+            experiment.base_run is None or Path(experiment.base_run).is_dir(),
+            f"no run folder {experiment.base_run}",
+            "BASE_RUN",
+            "Do that run first, name another whose first steps are the same, or set BASE_RUN = None",
+        )
         self.experiment = experiment
         self.run_dir = Path(experiment.model_dir).absolute()
         self._policies: dict[PolicyName, Params] = {}

@@ -40,9 +40,12 @@ class Comparison:
 def compare(run_dirs: Sequence[Path]) -> Comparison:
     """Reads the evaluations of all runs; a policy that several runs share is listed once.
 
+    Where runs have different policies of one name, the later ones have their run's name behind it, and are
+    not among those that the paper's orderings speak of.
+
     Raises:
       MissingInputError: a folder is no run, or has no evaluation.
-      DataError: two runs were measured differently, or two policies of one name differ.
+      DataError: two runs were measured differently.
     """
     rows: list[Json] = []
     source_rewards: dict[str, np.ndarray] = {}
@@ -53,15 +56,13 @@ def compare(run_dirs: Sequence[Path]) -> Comparison:
         for evaluation in run.evaluations:
             name, folder = str(evaluation["name"]), _evaluation_folder(run_dir, evaluation)
             seal = files.verify_seal(folder)
-            if name in source_rewards:
-                if seals[name] != seal.digest:
-                    raise errors.DataError(
-                        f"{name} is in several runs, and not the same in {run_dir}",
-                        remedy="Start the runs from one another with BASE_RUN, or compare fewer of them",
-                    )
+            if seals.get(name) == seal.digest:
                 continue
+            if name in seals:  # another policy that the paper would give the same name
+                name = f"{name} ({run.name})"
             first = _check_alike(first, folder)
-            rows.append({**step_row(evaluation), "run": run.name, "sampled": _sampled(run, evaluation)})
+            row = {**step_row(evaluation), "name": name, "run": run.name}
+            rows.append({**row, "sampled": _sampled(run, evaluation)})
             seals[name] = seal.digest
             source_rewards[name] = np.load(folder / "source_rewards.npy", allow_pickle=False)
     baseline = next((row["name"] for row in rows if row["grow"] == 0 and not is_rival(row)), None)

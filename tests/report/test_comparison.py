@@ -104,11 +104,14 @@ def test_runs_that_were_measured_otherwise_are_refused(runs, tmp_path):
         comparison.compare([*runs, other])
 
 
-def test_policies_of_one_name_that_differ_are_refused(runs, tmp_path):
-    other = tmp_path / "other"
-    put_evaluation(other, "bc", "BC G=0 I=0", rewards(0.4))
-    with pytest.raises(errors.DataError, match="BC G=0 I=0 is in several runs, and not the same"):
-        comparison.compare([*runs, other])
+def test_policies_of_one_name_that_differ_have_their_run_s_name(runs, tmp_path):
+    other = tmp_path / "percentile"
+    put_evaluation(other, "bc", "BC G=0 I=0", rewards(0.5, 1))
+    put_evaluation(other, "g1_i1", "BC G=1 I=1", rewards(0.58, 9))
+    found = comparison.compare([*runs, other])
+    assert [row["name"] for row in found.rows][-1] == "BC G=1 I=1 (percentile)"
+    assert len(found.rows) == 5
+    assert len(found.findings) == 4  # the same as without it
 
 
 def test_the_tables_are_written_and_say_what_was_found(runs, tmp_path):
