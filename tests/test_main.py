@@ -51,7 +51,7 @@ SETTINGS = {
     "misspelt class": ("--gin.T5Confg.emb_dim=8", "Did you mean T5Config?"),
     "falling thresholds": ("--gin.ThresholdSchedule.quantiles=(0.8, 0.6)", "threshold list falls"),
     "text without quotes": ("--gin.MODEL_DIR=run", "Text needs quotes of its own"),
-    "too many steps": ("--gin.GROW_STEPS=0", "grow_steps is 0"),
+    "too many steps": ("--gin.GROW_STEPS=-1", "grow_steps is -1"),
 }  # fmt: skip
 
 
