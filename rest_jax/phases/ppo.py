@@ -20,9 +20,9 @@ from rest_jax.objectives import ppo
 from rest_jax.phases import reward_model
 from rest_jax.phases.improve import ValidationReward
 from rest_jax.phases.lineage import BC, PPO
+from rest_jax.phases.losses import apply_to_batch
 from rest_jax.phases.ppo_settings import PPOSettings
 from rest_jax.phases.rollouts import ROLLOUTS_NAME, Rollouts
-from rest_jax.phases.token_numbers import apply_to_batch
 from rest_jax.phases.workspace import Workspace
 from rest_jax.training import checkpoints, trainer
 from rest_jax.training.companions import Companions

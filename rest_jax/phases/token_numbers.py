@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from rest_jax.generation.scorer import score_logits
 from rest_jax.network import heads, transformer
 from rest_jax.network.config import T5Config
 from rest_jax.network.mesh import batch_sharding, replicated, use_mesh
+from rest_jax.phases.losses import apply_to_batch
 from rest_jax.phases.workspace import Workspace
 from rest_jax.training.step import place_batch
 from rest_jax.types import Params, Seq2SeqBatch, TokenPairs
@@ -31,20 +31,6 @@ from rest_jax.types import Params, Seq2SeqBatch, TokenPairs
 # (params, batch) -> float [B, T]
 TokenFn = Callable[[Params, Seq2SeqBatch], jax.Array]
 _PLACE = "place"
-
-
-def apply_to_batch(model: Any, params: Params, batch: Seq2SeqBatch, **dropout: Any) -> jax.Array:
-    """A network of source and shifted target applied to a batch, packed or not."""
-    return jnp.asarray(
-        model.apply(
-            {"params": params},
-            batch.encoder_input_tokens,
-            batch.decoder_input_tokens,
-            encoder_segment_ids=batch.encoder_segment_ids,
-            decoder_segment_ids=batch.decoder_segment_ids,
-            **dropout,
-        )
-    )
 
 
 def log_probs(

@@ -10,28 +10,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rest_jax import errors, files, keys, processes
 from rest_jax.data import batches
 from rest_jax.metrics import rank
-from rest_jax.network import heads, init, mesh
+from rest_jax.network import init, mesh
 from rest_jax.network.config import T5Config
-from rest_jax.objectives import returns, values
 from rest_jax.phases import selection, token_numbers
 from rest_jax.phases.improve_settings import ValueFunctionConfig
 from rest_jax.phases.lineage import PolicyName, behaviour_policy, check_grow_step
-from rest_jax.phases.losses import dropout_arguments
+from rest_jax.phases.losses import REWARD, value_regression
 from rest_jax.phases.pretrain import describe_rows
 from rest_jax.phases.workspace import Workspace, layout_of
 from rest_jax.training import checkpoints, trainer
 from rest_jax.training.evaluators import LossEvaluator
-from rest_jax.types import LossFn, LossSums, Params, Seq2SeqBatch, TokenPairs
+from rest_jax.types import Params, TokenPairs
 
 REPORT_NAME = "report.json"
-REWARD = "reward"  # the column with R of the pair on each of its tokens
 
 
 def make_value(workspace: Workspace, grow: int) -> None:
@@ -93,21 +89,6 @@ def load_value(workspace: Workspace, grow: int) -> Params:
     return checkpoints.load_params(folder / "params", layout)
 
 
-def regression(network: T5Config, settings: values.ValueConfig) -> LossFn:
-    """The loss of a value function on pairs whose column "reward" holds R."""
-    model = heads.ValueModel(network)
-
-    def loss(params: Params, batch: Seq2SeqBatch, dropout_key: jax.Array | None) -> LossSums:
-        values_BxT = token_numbers.apply_to_batch(model, params, batch, **dropout_arguments(dropout_key))
-        weights_BxT = jnp.asarray(batch.decoder_loss_weights)
-        segments = None if batch.decoder_segment_ids is None else jnp.asarray(batch.decoder_segment_ids)
-        rewards_BxT = jnp.asarray(batch.token_columns[REWARD])
-        returns_BxT = returns.discounted_returns(rewards_BxT, weights_BxT, segments, settings.discount)
-        return values.value_loss(values_BxT, returns_BxT, weights_BxT, settings.kind, settings.delta)
-
-    return loss
-
-
 def scored_pairs(selected: selection.Selected) -> tuple[TokenPairs, np.ndarray]:
     """The pairs that have a reward, with the column "reward", and their rewards, float64 [n]."""
     rows = np.flatnonzero(np.isfinite(selected.rewards))
@@ -124,7 +105,7 @@ def _train(workspace: Workspace, grow: int, behaviour: PolicyName) -> Mapping[st
     workspace.logbook.say(f"value/g{grow}: {len(pairs)} pairs; {describe_rows(training_batches)}")
     seen = np.unique(np.linspace(0, len(pairs) - 1, settings.report_pairs).astype(np.int64))
     seen_batches = batches.eval_batches(pairs.take(seen), config.batch_size, *lengths, pack=True)
-    loss_fn = regression(network, settings.loss)
+    loss_fn = value_regression(network, settings.loss)
     start = workspace.policy_params(behaviour) if settings.start_from_policy else None
     shardings = mesh.param_shardings(workspace.mesh, init.abstract_value_params(network))
     result = trainer.Trainer(config, loss_fn, workspace.mesh, shardings).fit(
