@@ -3,10 +3,10 @@
     python benchmarks/losses.py --out losses.json
 
 The step is the trainer's own, all its checks and metrics included, on one batch of 32 rows of 32 + 32 tokens
-and the network of benchmarks/train.py. Steps of BC and of the other loss take turns, so that a busy machine is
-busy for both; the ratio is that of the fastest steps. Some losses read or train a second network, and the
-table says how many passes through a network of the policy's size a step has: forward and backward for what is
-trained, forward alone for what is read.
+and the network of benchmarks/train.py. Steps of BC and of the other loss take turns, so that a busy machine
+is busy for both; the ratio is that of the fastest steps. Some losses read or train a second network, and the
+table says how many passes through a network of the policy's size a step has: forward and backward for what
+is trained, forward alone for what is read.
 
     --repeats 5        turns of each
     --losses …         a subset, as in the table
