@@ -36,7 +36,7 @@ demo: $(VENV)/.base $(VENV)/.corpus
 	$(BIN)/python -m rest_jax.main rest --gin_file=gin_configs/runs/rest_demo_zh_en.gin '--gin.MODEL_DIR="$(RUN)"'
 
 # One BC policy, one reward model and one Grow set; then BC, GOLD, BVMPO, OAC and PPO from them, and the table.
-COMPARED := bc gold bvmpo oac ppo
+COMPARED := bc gold oac bvmpo ppo
 comparison: $(VENV)/.base $(VENV)/.corpus
 	for run in $(COMPARED); do \
 	  $(BIN)/python -m rest_jax.main rest --gin_file=gin_configs/runs/comparison_$$run.gin || exit; \
