@@ -356,11 +356,14 @@ def _choose(problem: _Problem, lanes: _Lanes) -> _Tile:
 def _rows(problem: _Problem, lanes: _Lanes, tile: _Tile, length: int, width: int) -> PrefixRows:
     """The rows of a tile as the model takes them."""
     samples_R = tile.samples_R[:width]
+    positions_R = lanes.positions_KxN.reshape(-1)[samples_R]
     ancestors_MxT = lanes.ancestors_KxNxT.reshape(-1, problem.config.max_length)[:, :length]
+    # What is no ancestor names one place for all, so that a step fetches nothing for it.
+    is_ancestor_RxT = jnp.arange(length) < positions_R[:, None]
     return PrefixRows(
         tokens_R=lanes.last_KxN.reshape(-1)[samples_R],
-        positions_R=lanes.positions_KxN.reshape(-1)[samples_R],
-        ancestors_RxT=ancestors_MxT[samples_R],
+        positions_R=positions_R,
+        ancestors_RxT=jnp.where(is_ancestor_RxT, ancestors_MxT[samples_R], 0),
         lanes_R=samples_R // problem.num_samples,
     )
 

@@ -19,7 +19,11 @@ from rest_jax.network.config import T5Config
 from rest_jax.network.layers import Dense, Initializer, attention_init, compiled, constrain, dropout
 
 MASKED_LOGIT = -1e10
-_ROWS_IN_CACHE = 32
+# On a CPU: rows of a tile that look at their keys at a time, and keys that they look at, at the most; so many
+# stay in its cache.
+_ROWS_AT_A_TIME = 32
+_KEYS_AT_A_TIME = 1024
+_TERMS = 16  # of a weighted sum that are written out
 
 
 @functools.cache
@@ -138,7 +142,6 @@ class Attention(nn.Module):
         x_RxE: jax.Array,
         pool: tuple[jax.Array, jax.Array],
         ancestors_RxT: jax.Array,
-        mask_RxT: jax.Array,
         bias_RxHxT1: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Lets the last position of R prefixes look at itself and at the positions before it.
@@ -147,16 +150,23 @@ class Attention(nn.Module):
           x_RxE: its input.
           pool: keys and values [P, H * D] of the layer.
           ancestors_RxT: places in the pool of the positions before.
-          mask_RxT: bool, True on ancestors.
-          bias_RxHxT1: relative position bias of the T ancestors and, last, of the position itself, float32.
+          bias_RxHxT1: relative position bias of the T ancestors and, last, of the position itself, float32;
+            `MASKED_LOGIT` for what is no ancestor.
 
         Returns:
           [R, E], and the position's own key and value, each [R, H * D].
         """
         query, own = self.query(x_RxE), (self.key(x_RxE), self.value(x_RxE))
-        attend = functools.partial(_attend_to_prefix, pool, self.config.num_heads)
-        operands = (query, *own, ancestors_RxT, mask_RxT, bias_RxHxT1)
-        return self.out(_in_parts(attend, operands)), own
+        keys_PxHxD, values_PxHxD = (self._heads(leaf) for leaf in pool)
+        query_RxHxD, own_key, own_value = (self._heads(x) for x in (query, *own))
+        itself_RxH = jnp.einsum("rhd,rhd->rh", query_RxHxD, own_key, preferred_element_type=jnp.float32)
+        bias_RxHxT1 = bias_RxHxT1.at[..., -1].add(itself_RxH)
+        weigh = functools.partial(_weights_of_prefix, keys_PxHxD)
+        weights = _in_parts(weigh, (query_RxHxD, ancestors_RxT, bias_RxHxT1), ancestors_RxT.shape[1])
+        weights = weights.astype(query.dtype)
+        attended = _weighted_sum(weights[..., :-1], lambda t: _take(values_PxHxD, _take(ancestors_RxT.T, t)))
+        attended = attended.astype(query.dtype) + weights[..., -1:] * own_value
+        return self.out(attended.reshape(query.shape)), own
 
     def cross_rows(
         self, x_RxE: jax.Array, source: tuple[jax.Array, jax.Array, jax.Array], lanes_R: jax.Array
@@ -168,64 +178,82 @@ class Attention(nn.Module):
           source: keys and values [K, H, L, D] and mask, bool [K, L], of the K sources in work.
           lanes_R: int32, which of them each row looks at.
         """
-        attend = functools.partial(_attend_to_source, source)
-        return self.out(_in_parts(attend, (self.query(x_RxE), lanes_R)))
+        keys_KxHxLxD, values_KxHxLxD, mask_KxL = source
+        query = self.query(x_RxE)
+        weigh = functools.partial(_weights_of_source, keys_KxHxLxD, mask_KxL)
+        weights = _in_parts(weigh, (self._heads(query), lanes_R), mask_KxL.shape[1]).astype(query.dtype)
+        values_LxKxHxD = jnp.moveaxis(values_KxHxLxD, 2, 0)
+        attended = _weighted_sum(weights, lambda t: _take(_take(values_LxKxHxD, t), lanes_R))
+        return self.out(attended.astype(query.dtype).reshape(query.shape))
 
     def _rows(self, dense: nn.Module, x_SxNxE: jax.Array) -> jax.Array:
         sources, samples, width = x_SxNxE.shape
         return dense(x_SxNxE.reshape(sources * samples, width)).reshape(sources, samples, -1)
 
 
-def _attend_to_prefix(
-    pool: tuple[jax.Array, jax.Array],
-    heads: int,
-    query_RxJ: jax.Array,
-    key_RxJ: jax.Array,
-    value_RxJ: jax.Array,
-    ancestors_RxT: jax.Array,
-    mask_RxT: jax.Array,
-    bias_RxHxT1: jax.Array,
+def _weights_of_prefix(
+    keys_PxHxD: jax.Array, query_RxHxD: jax.Array, ancestors_RxT: jax.Array, bias_RxHxT1: jax.Array
 ) -> jax.Array:
-    """What R positions see of themselves and of their ancestors in the pool: [R, J], J = H * D."""
-    rows, length = ancestors_RxT.shape
-
-    def split(x: jax.Array) -> jax.Array:
-        return x.reshape(*x.shape[:-1], heads, -1)
-
-    query, own_key, own_value = split(query_RxJ), split(key_RxJ), split(value_RxJ)
-    keys, values = (split(jnp.take(leaf, ancestors_RxT, axis=0, mode="clip")) for leaf in pool)
-    before = jnp.einsum("rhd,rthd->rht", query, keys, preferred_element_type=jnp.float32)
-    itself = jnp.einsum("rhd,rhd->rh", query, own_key, preferred_element_type=jnp.float32)
-    logits = jnp.concatenate([before, itself[..., None]], axis=-1) + bias_RxHxT1
-    mask = jnp.concatenate([mask_RxT, jnp.ones((rows, 1), bool)], axis=-1)[:, None]
-    weights = attention_weights(logits, mask).astype(query.dtype)
-    # A sum and not a product of matrices, for which XLA's CPU compiler would transpose the values first.
-    weights_RxTxH = jnp.swapaxes(weights[..., :length], 1, 2)
-    attended = jnp.sum(weights_RxTxH[..., None] * values, axis=1, dtype=jnp.float32).astype(query.dtype)
-    return (attended + weights[..., length:] * own_value).reshape(rows, -1)
+    """How much R positions look at their ancestors in the pool and, last, at themselves: [R, H, T + 1]."""
+    # Head by head, so that keys come in the order of the product and XLA's CPU compiler need not transpose.
+    heads = keys_PxHxD.shape[1]
+    places_RxHxT = ancestors_RxT[:, None] * heads + jnp.arange(heads)[:, None]
+    keys_RxHxTxD = _take(keys_PxHxD.reshape(-1, keys_PxHxD.shape[2]), places_RxHxT)
+    logits = jnp.einsum("rhd,rhtd->rht", query_RxHxD, keys_RxHxTxD, preferred_element_type=jnp.float32)
+    return jax.nn.softmax(jnp.pad(logits, ((0, 0), (0, 0), (0, 1))) + bias_RxHxT1, axis=-1)
 
 
-def _attend_to_source(
-    source: tuple[jax.Array, jax.Array, jax.Array], query_RxJ: jax.Array, lanes_R: jax.Array
+def _weights_of_source(
+    keys_KxHxLxD: jax.Array, mask_KxL: jax.Array, query_RxHxD: jax.Array, lanes_R: jax.Array
 ) -> jax.Array:
-    """What R positions see of the sources of their lanes: [R, J], J = H * D."""
-    keys, values, mask = (jnp.take(of_lanes, lanes_R, axis=0, mode="clip") for of_lanes in source)
-    query = query_RxJ.reshape(len(lanes_R), keys.shape[1], -1)
-    logits = jnp.einsum("rhd,rhld->rhl", query, keys, preferred_element_type=jnp.float32)
-    weights = attention_weights(logits, mask[:, None, :]).astype(values.dtype)
-    return jnp.einsum("rhl,rhld->rhd", weights, values).reshape(query_RxJ.shape)
+    """How much R positions look at those of their sources: [R, H, L]."""
+    keys, mask = _take(keys_KxHxLxD, lanes_R), _take(mask_KxL, lanes_R)
+    logits = jnp.einsum("rhd,rhld->rhl", query_RxHxD, keys, preferred_element_type=jnp.float32)
+    return attention_weights(logits, mask[:, None, :])
 
 
-def _in_parts(work: Callable[..., jax.Array], operands: tuple[jax.Array, ...]) -> jax.Array:
-    """Rows of operands through `work`; on a CPU a few at a time, whose keys and values stay in its cache.
+def _take(table: jax.Array, places: jax.Array) -> jax.Array:
+    return jnp.take(table, places, axis=0, mode="clip")
 
-    All at once takes three times as long there: XLA gives each layer a piece of memory of its own.
+
+def _weighted_sum(weights_RxHxT: jax.Array, values_at: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Sum over t of weight times `values_at(t)`, which is [R, H, D]: float32 [R, H, D].
+
+    Written out some terms at a time, so that XLA's CPU compiler reads the values where they are. A sum over
+    gathered values [R, T, H, D] would write these out and read them again, on one core.
+    """
+    length = weights_RxHxT.shape[-1]
+
+    def plus_terms(first: jax.Array | int, terms: int, total: jax.Array | float) -> jax.Array:
+        weights = jax.lax.dynamic_slice_in_dim(weights_RxHxT, first, terms, axis=2)
+        for i in range(terms):
+            total += (weights[..., i, None] * values_at(jnp.asarray(first + i))).astype(jnp.float32)
+        return jnp.asarray(total)
+
+    rest = length % _TERMS or min(length, _TERMS)
+    total = plus_terms(0, rest, 0.0)
+    if length == rest:
+        return total
+
+    def next_terms(block: jax.Array, total: jax.Array) -> jax.Array:
+        return plus_terms(rest + block * _TERMS, _TERMS, total)
+
+    return jax.lax.fori_loop(0, (length - rest) // _TERMS, next_terms, total)
+
+
+def _in_parts(work: Callable[..., jax.Array], operands: tuple[jax.Array, ...], num_keys: int) -> jax.Array:
+    """Rows of operands, with so many keys each, through `work`; on a CPU a few at a time, for its cache.
+
+    All at once takes several times as long there: XLA gives each layer a piece of memory of its own.
     """
     rows = len(operands[0])
-    if jax.default_backend() != "cpu" or rows <= _ROWS_IN_CACHE or rows % _ROWS_IN_CACHE:
+    # A power of two, as tiles mostly are.
+    part = 1 << max(0, (min(_ROWS_AT_A_TIME, _KEYS_AT_A_TIME // num_keys)).bit_length() - 1)
+    if jax.default_backend() != "cpu" or rows <= part or rows % part:
         return work(*operands)
-    parts = jax.tree.map(lambda x: x.reshape(-1, _ROWS_IN_CACHE, *x.shape[1:]), operands)
-    return jax.lax.map(lambda part: work(*part), parts).reshape(rows, -1)
+    parts = jax.tree.map(lambda x: x.reshape(-1, part, *x.shape[1:]), operands)
+    done = jax.lax.map(lambda operands: work(*operands), parts)
+    return done.reshape(rows, *done.shape[2:])
 
 
 def _write(cache_SxNxHxTxD: jax.Array, new_SxNxHxD: jax.Array, position: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rest_jax.network.attention import Attention
+from rest_jax.network.attention import MASKED_LOGIT, Attention
 from rest_jax.network.config import T5Config
 from rest_jax.network.decoding import DecodeCache, EncodedSource, PrefixPool, PrefixRows
 from rest_jax.network.layers import MLP, Dense, Embed, RMSNorm, constrain, dropout
@@ -102,9 +102,8 @@ class DecoderLayer(nn.Module):
         bias_RxHxT1: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """One position of R prefixes: [R, E] to the same, and its key and value; `source` as in `step`."""
-        before_RxT = jnp.arange(rows.ancestors_RxT.shape[1]) < rows.positions_R[:, None]
         attended, own = self.self_attention.self_rows(
-            self.pre_self_attention_layer_norm(x_RxE), pool, rows.ancestors_RxT, before_RxT, bias_RxHxT1
+            self.pre_self_attention_layer_norm(x_RxE), pool, rows.ancestors_RxT, bias_RxHxT1
         )
         x = x_RxE + attended
         normed = self.pre_cross_attention_layer_norm(x)
@@ -201,7 +200,11 @@ class Decoder(nn.Module):
     ) -> tuple[jax.Array, PrefixPool]:
         """One position of R prefixes: hidden states [R, E], and entries for the pool, [R, H * D] each."""
         x = embedded_RxE
-        bias_RxHxT1 = self.relpos_bias.of_prefixes(rows.positions_R, rows.ancestors_RxT.shape[1])
+        length = rows.ancestors_RxT.shape[1]
+        bias_RxHxT1 = self.relpos_bias.of_prefixes(rows.positions_R, length)
+        behind_RxT = jnp.arange(length) >= rows.positions_R[:, None]
+        behind_RxT1 = jnp.pad(behind_RxT, ((0, 0), (0, 1)))
+        bias_RxHxT1 = jnp.where(behind_RxT1[:, None], MASKED_LOGIT, bias_RxHxT1)
         keys, values = [], []
         for i, layer in enumerate(self.layers):
             looked_at = (lanes.keys[i], lanes.values[i], lanes.mask)
