@@ -140,7 +140,9 @@ def check_program(arguments: list[str]) -> None:
             assert end.code == 0 and "--help" in arguments, f"the program refuses {arguments}"
             return
     if not parsed.gin_file:
-        assert parsed.verb in ("doctor", "report", "inspect", "verify"), "this verb needs a gin file"
+        assert parsed.verb in ("compare", "doctor", "report", "inspect", "verify"), (
+            "this verb needs a gin file"
+        )
         return
     if any(READERS_OWN.match(name) for name in parsed.gin_file):
         return
