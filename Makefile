@@ -56,4 +56,4 @@ lint: $(VENV)/.lint
 	$(BIN)/shellcheck launch/*.sh .ci/run
 
 clean:
-	rm -rf $(VENV) $(RUN) build *.egg-info
+	rm -rf $(VENV) $(RUN) runs/comparison build *.egg-info

@@ -16,7 +16,9 @@ def grow(parser: argparse.ArgumentParser) -> None:
 def improve(parser: argparse.ArgumentParser) -> None:
     """Which Improve step."""
     grow(parser)
-    parser.add_argument("--improve_step", type=int, default=1, help="i, from 1 (default 1)")
+    parser.add_argument(
+        "--improve_step", type=int, default=1, help="i, from 1, or 0 for all of D_g (default 1)"
+    )
 
 
 def policy(parser: argparse.ArgumentParser) -> None:

@@ -258,14 +258,14 @@ VERBS: dict[str, Verb] = {
         flags.grow,
     ),
     "value": Verb(
-        "trains the value function that V-MPO and OAC read, on a Grow set",
+        "trains the value function that V-MPO, BVMPO and OAC read, on a Grow set",
         "RUN/grow/gG, RUN/policy",
         "RUN/value/gG",
         with_workspace(_value),
         flags.grow,
     ),
     "improve": Verb(
-        "filters by the threshold and fine-tunes on what is left",
+        "filters, and fine-tunes on what is left",
         "RUN/grow/gG, RUN/policy",
         "RUN/policy/gG_iI",
         with_workspace(_improve),

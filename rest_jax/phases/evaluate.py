@@ -146,7 +146,7 @@ def _origin(workspace: Workspace, name: PolicyName) -> dict[str, Any]:
         "policy": name.folder,
         "grow": name.grow,
         "improve": name.improve,
-        "loss": name.rival.upper() or workspace.experiment.improve.loss.name,
+        "loss": name.loss(workspace.experiment.improve.loss.name),
         "selection": None,
         "selection_value": None,
         "threshold": None,

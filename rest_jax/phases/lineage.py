@@ -40,9 +40,17 @@ class PolicyName:
         """The verb that makes it."""
         return self.rival or ("improve" if self.grow else "pretrain")
 
-    def title(self, loss: str) -> str:
-        """Its name in tables: "BC G=1 I=2", "PPO"."""
-        return self.rival.upper() or f"{loss} G={self.grow} I={self.improve}"
+    def loss(self, improve_loss: str) -> str:
+        """The loss that it was trained with, as tables write it: "BC", "GOLD-s", "PPO".
+
+        Args:
+          improve_loss: that of the run's Improve steps; the policy before the first has none of it.
+        """
+        return self.rival.upper() or (improve_loss if self.grow else "BC")
+
+    def title(self, improve_loss: str) -> str:
+        """Its name in tables: "BC G=1 I=2", "PPO"; the argument is that of `loss`."""
+        return self.rival.upper() or f"{self.loss(improve_loss)} G={self.grow} I={self.improve}"
 
     @classmethod
     def parse(cls, text: str) -> PolicyName:

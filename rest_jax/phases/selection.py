@@ -88,10 +88,14 @@ def survivors(workspace: Workspace, grow_set: GrowSet, rule: Rule) -> Selected:
     """
     experiment, settings = workspace.experiment, workspace.experiment.improve
     examples = workspace.split("train")
+    # I=0 is all of D_g: neither a cap nor a share takes anything from it.
+    whole = rule.kind == "unfiltered"
+    max_per_source = None if whole else settings.max_per_source
+    model_share = None if whole else settings.model_share
     sieve = Sieve(
         rule,
         settings.guards,
-        settings.max_per_source,
+        max_per_source,
         keys.derived_seed(experiment.seed, "max_per_source"),
         dataset_competes=settings.dataset == "filtered",
     )
@@ -105,7 +109,7 @@ def survivors(workspace: Workspace, grow_set: GrowSet, rule: Rule) -> Selected:
     samples = TokenPairs(found.example_ids, sources, found.tokens)
     pairs = _joined(samples, examples.tokens.take(of_dataset))
     seed = keys.derived_seed(experiment.seed, "model_share", *grow_set.readers)
-    rows = rows_in_shares(counts.kept, len(of_dataset), settings.model_share, seed)
+    rows = rows_in_shares(counts.kept, len(of_dataset), model_share, seed)
     is_sample = np.arange(len(pairs)) < counts.kept
     story = {
         "selection": rule.kind,
@@ -119,8 +123,8 @@ def survivors(workspace: Workspace, grow_set: GrowSet, rule: Rule) -> Selected:
         "guarded": dict(found.guarded),
         "truncated_left_out": found.guarded.get("truncated", 0),
         "grow_steps": list(grow_set.readers),
-        "max_per_source": settings.max_per_source,
-        "model_share": settings.model_share,
+        "max_per_source": max_per_source,
+        "model_share": model_share,
         "pairs": len(rows),
         "pairs_of_samples": int(is_sample[rows].sum()),
     }

@@ -44,7 +44,7 @@ def compare(run_dirs: Sequence[Path]) -> Comparison:
     not among those that the paper's orderings speak of.
 
     Raises:
-      MissingInputError: a folder is no run, or has no evaluation.
+      MissingInputError: a folder is no run, or has no evaluation, or one of an older version.
       DataError: two runs were measured differently.
     """
     rows: list[Json] = []
@@ -64,7 +64,7 @@ def compare(run_dirs: Sequence[Path]) -> Comparison:
             row = {**step_row(evaluation), "name": name, "run": run.name}
             rows.append({**row, "sampled": _sampled(run, evaluation)})
             seals[name] = seal.digest
-            source_rewards[name] = np.load(folder / "source_rewards.npy", allow_pickle=False)
+            source_rewards[name] = _source_rewards(folder)
     baseline = next((row["name"] for row in rows if row["grow"] == 0 and not is_rival(row)), None)
     for row in rows:
         row["difference"] = None
@@ -77,6 +77,16 @@ def compare(run_dirs: Sequence[Path]) -> Comparison:
 
 def _evaluation_folder(run_dir: Path, evaluation: Json) -> Path:
     return Path(run_dir) / "eval" / str(evaluation["policy"])
+
+
+def _source_rewards(folder: Path) -> np.ndarray:
+    path = folder / "source_rewards.npy"
+    if not path.is_file():
+        raise errors.MissingInputError(
+            f"{folder} has no rewards by source: an older version measured it",
+            remedy=f"Delete {folder} and run evaluate again",
+        )
+    return np.load(path, allow_pickle=False)
 
 
 def _check_alike(first: tuple[Path, Json] | None, folder: Path) -> tuple[Path, Json]:

@@ -42,7 +42,7 @@ class RunFiles:
       grows: grow/*/summary.json by Grow step, with the thresholds of its Improve steps.
       validation: reward/model/validation.json, or None.
       curves: phase -> metric -> curve, from metrics.jsonl or, where that has nothing of a phase, fit.json.
-      fits: policy/*/fit.json and reward/model/fit.json by phase ("policy/bc").
+      fits: fit.json of the policies, the reward model and value functions by phase ("policy/bc").
       ledger: lines of ledger.jsonl, in order.
       corpus: settings of the corpus with "__class__", from the identity of the data folder, or {}.
       seed: of the run, or None.
@@ -120,7 +120,8 @@ def read_run(run_dir: Path) -> RunFiles:
     config = config_path.read_text(encoding="utf-8") if config_path.exists() else ""
     fits = {
         path.parent.relative_to(run_dir).as_posix(): _read(path)
-        for path in sorted([*run_dir.glob("policy/*/fit.json"), *run_dir.glob("reward/*/fit.json")])
+        for kind in ("policy", "reward", "value")
+        for path in sorted(run_dir.glob(f"{kind}/*/fit.json"))
     }
     identities = [_read(path) for path in sorted(run_dir.glob(f"*/{files.IDENTITY_NAME}"))]
     run = RunFiles(

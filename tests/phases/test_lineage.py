@@ -8,6 +8,8 @@ from rest_jax.phases.lineage import BC, PPO, PolicyName, behaviour_policy, impro
 
 def test_names_are_those_of_the_paper_and_of_the_folders():
     assert (BC.folder, BC.title("BC")) == ("bc", "BC G=0 I=0")
+    assert (BC.title("GOLD-s"), BC.loss("GOLD-s")) == ("BC G=0 I=0", "BC")
+    assert PolicyName(1, 1).title("GOLD-s") == "GOLD-s G=1 I=1"
     assert (PolicyName(2, 3).folder, PolicyName(2, 3).title("BC")) == ("g2_i3", "BC G=2 I=3")
     assert (PPO.folder, PPO.title("BC")) == ("ppo", "PPO")
 
