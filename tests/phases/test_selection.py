@@ -111,6 +111,15 @@ def test_a_cap_leaves_one_of_equals_and_does_not_touch_d(tmp_path):
     assert targets(found) == [*kept, 50, 51, 52]
 
 
+def test_i_0_is_all_of_d_g_whatever_the_filter_the_cap_and_the_shares(tmp_path):
+    """Every candidate that has a reward: samples 0 1 2 of source 0, 4 5 6 of source 2, three pairs of D."""
+    strict = (*TOP_1, "ImproveConfig.max_per_source=1", "ImproveConfig.model_share=0.9")
+    found = selection.select(a_place(tmp_path, *strict), PolicyName(1, 0))
+    assert targets(found) == [100, 101, 102, 104, 105, 106, 50, 51, 52]
+    assert (found.story["selection"], found.story["max_per_source"]) == ("unfiltered", None)
+    assert "no filter keeps 6 of 7 samples and 3 of 4 pairs of D" in selection.told(found.story)
+
+
 def test_guards_come_before_the_reward(tmp_path):
     """Without the best sample of source 0 the median is that of 0.2 0.4 0.5."""
     copied = np.arange(7) == 1
