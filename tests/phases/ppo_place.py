@@ -101,7 +101,7 @@ def place(folder: Path, *bindings: str, reward: Any = None) -> Workspace:
         params = init.init_params(made.experiment.policy, jax.random.key(5))
         checkpoints.save_params(made.policy_folder(BC) / "params", params)
         files.write_seal(made.policy_folder(BC), "pretrain", "bc")
-    reward_model.load_reward = lambda workspace: reward or EvenReward()
+    reward_model.load_reward = lambda workspace, kind=None: reward or EvenReward()
     return made
 
 
