@@ -39,13 +39,17 @@ class ScoreHead(nn.Module):
         return score[..., 0]
 
 
-class RewardModel(EncoderDecoder):
-    """Scores a hypothesis as a translation of a source."""
+class ScoredTrunk(EncoderDecoder):
+    """The policy's trunk with a scalar head."""
 
     def setup(self) -> None:
         """Declares the trunk and the head."""
         super().setup()
         self.score_head = ScoreHead(self.config.emb_dim)
+
+
+class RewardModel(ScoredTrunk):
+    """Scores a hypothesis as a translation of a source."""
 
     def __call__(
         self,
@@ -64,20 +68,13 @@ class RewardModel(EncoderDecoder):
         Returns:
           float32 [B]; the reward is its sigmoid.
         """
-        encoded = self.encode(encoder_input_tokens_BxL, deterministic=deterministic)
-        hidden = self.decode_hidden(
-            encoded, encoder_input_tokens_BxL, decoder_input_tokens_BxT, deterministic=deterministic
-        )
+        tokens = encoder_input_tokens_BxL, decoder_input_tokens_BxT
+        hidden = self.teacher_forced(*tokens, deterministic=deterministic)
         return self.score_head(summarise(hidden, decoder_input_tokens_BxT))
 
 
-class ValueModel(EncoderDecoder):
+class ValueModel(ScoredTrunk):
     """Estimates, before each target token, the return that is to come."""
-
-    def setup(self) -> None:
-        """Declares the trunk and the head."""
-        super().setup()
-        self.score_head = ScoreHead(self.config.emb_dim)
 
     def __call__(
         self,
@@ -100,15 +97,9 @@ class ValueModel(EncoderDecoder):
         Returns:
           float32 [B, T], on the scale of the returns.
         """
-        encoded = self.encode(encoder_input_tokens_BxL, encoder_segment_ids, deterministic=deterministic)
-        hidden = self.decode_hidden(
-            encoded,
-            encoder_input_tokens_BxL,
-            decoder_input_tokens_BxT,
-            encoder_segment_ids=encoder_segment_ids,
-            decoder_segment_ids=decoder_segment_ids,
-            deterministic=deterministic,
-        )
+        tokens = encoder_input_tokens_BxL, decoder_input_tokens_BxT
+        segments = encoder_segment_ids, decoder_segment_ids
+        hidden = self.teacher_forced(*tokens, *segments, deterministic=deterministic)
         return self.score_head(hidden)
 
 

@@ -284,6 +284,25 @@ class EncoderDecoder(nn.Module):
         embedded = self.token_embedder(decoder_input_tokens_BxT)
         return self.decoder(embedded, encoded_BxLxE, mask, cross_mask, deterministic)
 
+    def teacher_forced(
+        self,
+        encoder_input_tokens_BxL: jax.Array,
+        decoder_input_tokens_BxT: jax.Array,
+        encoder_segment_ids: jax.Array | None = None,
+        decoder_segment_ids: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Reads sources and the targets that are given: `encode`, then `decode_hidden`, [B, T, E]."""
+        return self.decode_hidden(
+            self.encode(encoder_input_tokens_BxL, encoder_segment_ids, deterministic=deterministic),
+            encoder_input_tokens_BxL,
+            decoder_input_tokens_BxT,
+            encoder_segment_ids=encoder_segment_ids,
+            decoder_segment_ids=decoder_segment_ids,
+            deterministic=deterministic,
+        )
+
 
 class Transformer(EncoderDecoder):
     """The policy: the probability of the next target token."""
@@ -309,15 +328,9 @@ class Transformer(EncoderDecoder):
         Returns:
           float32 [B, T, V].
         """
-        encoded = self.encode(encoder_input_tokens_BxL, encoder_segment_ids, deterministic=deterministic)
-        hidden = self.decode_hidden(
-            encoded,
-            encoder_input_tokens_BxL,
-            decoder_input_tokens_BxT,
-            encoder_segment_ids=encoder_segment_ids,
-            decoder_segment_ids=decoder_segment_ids,
-            deterministic=deterministic,
-        )
+        tokens = encoder_input_tokens_BxL, decoder_input_tokens_BxT
+        segments = encoder_segment_ids, decoder_segment_ids
+        hidden = self.teacher_forced(*tokens, *segments, deterministic=deterministic)
         return constrain(self.logits(hidden), "batch", "length", "vocab")
 
     def logits(self, hidden: jax.Array) -> jax.Array:
