@@ -49,19 +49,31 @@ def apply_to_batch(model: Any, params: Params, batch: Seq2SeqBatch, **dropout: A
     )
 
 
+class _Arrays:
+    """A batch as the objectives take it."""
+
+    def __init__(self, batch: Seq2SeqBatch):
+        self.targets_BxT = jnp.asarray(batch.decoder_target_tokens)
+        self.weights_BxT = jnp.asarray(batch.decoder_loss_weights)
+        segments = batch.decoder_segment_ids
+        self.segments_BxT = None if segments is None else jnp.asarray(segments)
+        self.columns = {name: jnp.asarray(column) for name, column in batch.token_columns.items()}
+
+
 def policy_loss(config: network_config.T5Config, objective: policy.BehaviourCloningConfig) -> LossFn:
     """The loss of a policy on (packed) pairs."""
     model = transformer.Transformer(config)
 
     def loss(params: Params, batch: Seq2SeqBatch, dropout_key: jax.Array | None) -> LossSums:
+        found = _Arrays(batch)
         return policy.behaviour_cloning(
             apply_to_batch(model, params, batch, **dropout_arguments(dropout_key)),
-            jnp.asarray(batch.decoder_target_tokens),
-            jnp.asarray(batch.decoder_loss_weights),
+            found.targets_BxT,
+            found.weights_BxT,
             normalise=objective.normalise,
             label_smoothing=objective.label_smoothing,
             z_loss=objective.z_loss,
-            segment_ids=None if batch.decoder_segment_ids is None else jnp.asarray(batch.decoder_segment_ids),
+            segment_ids=found.segments_BxT,
         )
 
     return loss
@@ -82,17 +94,6 @@ def reward_loss(config: network_config.T5Config, kind: Literal["bce", "mse"]) ->
         return reward.regression_loss(jnp.asarray(logits_B), scores_B, weights_B, kind=kind)
 
     return loss
-
-
-class _Arrays:
-    """A batch as the objectives take it."""
-
-    def __init__(self, batch: Seq2SeqBatch):
-        self.targets_BxT = jnp.asarray(batch.decoder_target_tokens)
-        self.weights_BxT = jnp.asarray(batch.decoder_loss_weights)
-        segments = batch.decoder_segment_ids
-        self.segments_BxT = None if segments is None else jnp.asarray(segments)
-        self.columns = {name: jnp.asarray(column) for name, column in batch.token_columns.items()}
 
 
 def gold_loss(network: network_config.T5Config, settings: gold.GoldConfig) -> ContextLossFn:

@@ -202,8 +202,9 @@ class Workspace:
           ConfigError: the folder holds output of another identity.
         """
         name = folder.relative_to(self.run_dir).as_posix()
-        self._adopt(folder, self.identity(phase, identity))
-        digest = self._claim(folder, self.identity(phase, identity), repairs_itself)
+        whole_identity = self.identity(phase, identity)
+        self._adopt(folder, whole_identity)
+        digest = self._claim(folder, whole_identity, repairs_itself)
         if files.read_seal(folder) is None:
             started = time.monotonic()
             facts = dict(work())
