@@ -19,6 +19,7 @@ from rest_jax.network.config import T5Config
 from rest_jax.network.decoding import (
     DecodeCache,
     EncodedSource,
+    LaneSources,
     PrefixPool,
     PrefixRows,
     empty_cache,
@@ -123,12 +124,12 @@ def transformer_prefixes(config: T5Config) -> PrefixFns:
     """The sampler's contract over the T5 policy."""
     model = Transformer(config)
 
-    def encode(params: Params, source_tokens_QxL: jax.Array) -> EncodedSource:
+    def encode(params: Params, source_tokens_QxL: jax.Array) -> LaneSources:
         source: Any = model.apply({"params": params}, source_tokens_QxL, method=Transformer.start_decoding)
-        return source
+        return LaneSources.of(source)
 
     def step(
-        params: Params, rows: PrefixRows, pool: PrefixPool, lanes: EncodedSource
+        params: Params, rows: PrefixRows, pool: PrefixPool, lanes: LaneSources
     ) -> tuple[jax.Array, PrefixPool]:
         decoded: Any = model.apply({"params": params}, rows, pool, lanes, method=Transformer.decode_rows)
         return decoded

@@ -87,7 +87,7 @@ def sampler_memory(
     encoder = tiling.sources * length * (attention + hidden)
     drawn = queue * at_a_time * (sampling.max_length * 3 * _FLOAT32 + 16)
     in_lanes = tiling.lanes * at_a_time * sampling.max_length
-    # XLA may read the keys and values of all layers ahead.
+    # What an accelerator gathers for a tile: XLA may read the keys and values of all layers ahead.
     ancestors = tiling.rows * sampling.max_length * layer * (config.num_decoder_layers + 1)
     return SamplerMemory(
         parameters=_FLOAT32 * parameters // model_ways,

@@ -21,12 +21,13 @@ from rest_jax import keys
 from rest_jax.errors import DataError, NonFiniteError
 from rest_jax.generation.batching import Batch, DecodeBatching, plan_batches
 from rest_jax.generation.contract import Decoded, transformer_decoder, transformer_prefixes
-from rest_jax.generation.prefixes import Tiling, sample
+from rest_jax.generation.prefixes import Tiling, pool_places, sample
 from rest_jax.generation.sampler import SamplingConfig
 from rest_jax.generation.search import BeamConfig, beam_search, greedy
 from rest_jax.network.config import T5Config
+from rest_jax.network.decoding import PrefixPool, empty_pool
 from rest_jax.network.init import abstract_params
-from rest_jax.network.mesh import DATA_AXIS, param_shardings, use_mesh, within_data_axis
+from rest_jax.network.mesh import DATA_AXIS, param_shardings, pool_sharding, use_mesh, within_data_axis
 from rest_jax.types import PAD_ID, Params, RaggedTokens
 
 Progress = Callable[[int], None]
@@ -75,7 +76,8 @@ def _sample_program(
         ids_Q: tuple[jax.Array, jax.Array],
         key: jax.Array,
         span: tuple[jax.Array, jax.Array],
-    ) -> Decoded:
+        pool: PrefixPool,
+    ) -> tuple[Decoded, PrefixPool]:
         first, end = span
         indices_N = first + jnp.arange(num_samples, dtype=jnp.uint32)
         with within_data_axis():
@@ -88,6 +90,7 @@ def _sample_program(
                 tiling=tiling,
                 allowed_vocab_size=allowed_vocab_size,
                 active_QxN=active_Q[:, None] & (indices_N < end)[None, :],
+                pool=pool,
             )
 
     # Each device works off a queue of its own and takes as many steps as that needs: the loop holds nothing
@@ -97,12 +100,20 @@ def _sample_program(
         jax.shard_map(
             one_device,
             mesh=mesh,
-            in_specs=(whole, over_data, over_data, over_data, whole, whole),
-            out_specs=over_data,
+            in_specs=(whole, over_data, over_data, over_data, whole, whole, over_data),
+            out_specs=(over_data, over_data),
             axis_names={DATA_AXIS},
             check_vma=False,
-        )
+        ),
+        out_shardings=(NamedSharding(mesh, over_data), pool_sharding(mesh)),
+        donate_argnames="pool",
     )
+
+
+@functools.lru_cache(maxsize=128)
+def _pool_program(config: T5Config, places_of_device: int, mesh: Mesh) -> Any:
+    places = places_of_device * mesh.shape[DATA_AXIS]
+    return jax.jit(functools.partial(empty_pool, config, places), out_shardings=pool_sharding(mesh))
 
 
 @functools.lru_cache(maxsize=128)
@@ -216,6 +227,8 @@ class Translator:
         self.config, self.mesh = config, mesh
         self.batching = batching or DecodeBatching()
         self.allowed_vocab_size = allowed_vocab_size
+        # The sampler's pool with its places on a device, kept between calls: filling it anew takes seconds.
+        self._pool: tuple[int, PrefixPool] | None = None
         self.update_params(params)
 
     def update_params(self, params: Params) -> None:
@@ -224,6 +237,7 @@ class Translator:
         Where they already lie on the mesh they are not copied, so a caller that donates them to a training
         step gives this translator new ones before it decodes again.
         """
+        self._pool = None
         self._params = jax.device_put(params, _param_shardings(self.config, self.mesh))
 
     def sample(
@@ -262,15 +276,24 @@ class Translator:
         )
         high, low = keys.split_ids(ids)
         end = np.uint32(num_samples)
+        queue = self.batching.queue_sources(num_samples)
+        places = pool_places(self.batching.tiling(num_samples), queue, num_rows, sampling.max_length)
+
+        pool = self._take_pool(places)
 
         def calls() -> Iterator[tuple[np.ndarray, int, Decoded]]:
-            for batch in self._batches(sources, self.batching.queue_sources(num_samples)):
+            nonlocal pool
+            for batch in self._batches(sources, queue):
                 halves = (self._shard(batch.fill(high)), self._shard(batch.fill(low)))
                 inputs = (self._shard(batch.tokens_SxL), self._shard(batch.active), halves, key)
                 for first in range(0, num_samples, num_rows):
-                    yield batch.rows, first, program(self._params, *inputs, (np.uint32(first), end))
+                    span = (np.uint32(first), end)
+                    decoded, pool = program(self._params, *inputs, span, pool)
+                    yield batch.rows, first, decoded
 
-        return self._collect(calls(), len(sources), num_samples, progress)
+        translations = self._collect(calls(), len(sources), num_samples, progress)
+        self._pool = places, pool  # not after an error: NaN in it would spread
+        return translations
 
     def greedy(
         self, sources: RaggedTokens, max_length: int, progress: Progress | None = None
@@ -294,7 +317,16 @@ class Translator:
         program = _beam_program(self.config, beam, self.allowed_vocab_size, self.mesh)
         return self._collect(self._search(program, sources), len(sources), beam.beam_size, progress)
 
+    def _take_pool(self, places: int) -> PrefixPool:
+        """The pool of the last call if it has as many places, else a new one; nothing else keeps it."""
+        kept, self._pool = self._pool, None
+        if kept is not None and kept[0] == places:
+            return kept[1]
+        del kept
+        return _pool_program(self.config, places, self.mesh)()
+
     def _search(self, program: Any, sources: RaggedTokens) -> Iterator[tuple[np.ndarray, int, Decoded]]:
+        self._pool = None  # search needs memory of its own
         for batch in self._batches(sources, self.batching.source_batch):
             decoded = program(self._params, self._shard(batch.tokens_SxL), self._shard(batch.active))
             yield batch.rows, 0, decoded

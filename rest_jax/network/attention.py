@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rest_jax.network import row_attention
 from rest_jax.network.config import T5Config
 from rest_jax.network.layers import Dense, Initializer, attention_init, compiled, constrain, dropout
 
 MASKED_LOGIT = -1e10
-# On a CPU: rows of a tile that look at their keys at a time, and keys that they look at, at the most; so many
-# stay in its cache.
-_ROWS_AT_A_TIME = 32
-_KEYS_AT_A_TIME = 1024
-_TERMS = 16  # of a weighted sum that are written out
 
 
 @functools.cache
@@ -157,14 +152,12 @@ class Attention(nn.Module):
           [R, E], and the position's own key and value, each [R, H * D].
         """
         query, own = self.query(x_RxE), (self.key(x_RxE), self.value(x_RxE))
-        keys_PxHxD, values_PxHxD = (self._heads(leaf) for leaf in pool)
         query_RxHxD, own_key, own_value = (self._heads(x) for x in (query, *own))
         itself_RxH = jnp.einsum("rhd,rhd->rh", query_RxHxD, own_key, preferred_element_type=jnp.float32)
-        bias_RxHxT1 = bias_RxHxT1.at[..., -1].add(itself_RxH)
-        weigh = functools.partial(_weights_of_prefix, keys_PxHxD)
-        weights = _in_parts(weigh, (query_RxHxD, ancestors_RxT, bias_RxHxT1), ancestors_RxT.shape[1])
-        weights = weights.astype(query.dtype)
-        attended = _weighted_sum(weights[..., :-1], lambda t: _take(values_PxHxD, _take(ancestors_RxT.T, t)))
+        logits_RxHxT = row_attention.logits_of_prefix(query_RxHxD, pool[0], ancestors_RxT)
+        logits_RxHxT1 = jnp.concatenate([logits_RxHxT, itself_RxH[..., None]], axis=-1)
+        weights = jax.nn.softmax(logits_RxHxT1 + bias_RxHxT1, axis=-1).astype(query.dtype)
+        attended = row_attention.sum_of_prefix(weights[..., :-1], pool[1], ancestors_RxT)
         attended = attended.astype(query.dtype) + weights[..., -1:] * own_value
         return self.out(attended.reshape(query.shape)), own
 
@@ -175,85 +168,19 @@ class Attention(nn.Module):
 
         Args:
           x_RxE: their inputs.
-          source: keys and values [K, H, L, D] and mask, bool [K, L], of the K sources in work.
+          source: keys [K, D, H, L], values [K, L, H, D] and mask, bool [K, L], of the K sources in work.
           lanes_R: int32, which of them each row looks at.
         """
-        keys_KxHxLxD, values_KxHxLxD, mask_KxL = source
+        keys_KxDxHxL, values_KxLxHxD, mask_KxL = source
         query = self.query(x_RxE)
-        weigh = functools.partial(_weights_of_source, keys_KxHxLxD, mask_KxL)
-        weights = _in_parts(weigh, (self._heads(query), lanes_R), mask_KxL.shape[1]).astype(query.dtype)
-        values_LxKxHxD = jnp.moveaxis(values_KxHxLxD, 2, 0)
-        attended = _weighted_sum(weights, lambda t: _take(_take(values_LxKxHxD, t), lanes_R))
+        logits_RxHxL = row_attention.logits_of_source(self._heads(query), keys_KxDxHxL, lanes_R)
+        weights = attention_weights(logits_RxHxL, mask_KxL[lanes_R][:, None]).astype(query.dtype)
+        attended = row_attention.sum_of_source(weights, values_KxLxHxD, lanes_R)
         return self.out(attended.astype(query.dtype).reshape(query.shape))
 
     def _rows(self, dense: nn.Module, x_SxNxE: jax.Array) -> jax.Array:
         sources, samples, width = x_SxNxE.shape
         return dense(x_SxNxE.reshape(sources * samples, width)).reshape(sources, samples, -1)
-
-
-def _weights_of_prefix(
-    keys_PxHxD: jax.Array, query_RxHxD: jax.Array, ancestors_RxT: jax.Array, bias_RxHxT1: jax.Array
-) -> jax.Array:
-    """How much R positions look at their ancestors in the pool and, last, at themselves: [R, H, T + 1]."""
-    # Head by head, so that keys come in the order of the product and XLA's CPU compiler need not transpose.
-    heads = keys_PxHxD.shape[1]
-    places_RxHxT = ancestors_RxT[:, None] * heads + jnp.arange(heads)[:, None]
-    keys_RxHxTxD = _take(keys_PxHxD.reshape(-1, keys_PxHxD.shape[2]), places_RxHxT)
-    logits = jnp.einsum("rhd,rhtd->rht", query_RxHxD, keys_RxHxTxD, preferred_element_type=jnp.float32)
-    return jax.nn.softmax(jnp.pad(logits, ((0, 0), (0, 0), (0, 1))) + bias_RxHxT1, axis=-1)
-
-
-def _weights_of_source(
-    keys_KxHxLxD: jax.Array, mask_KxL: jax.Array, query_RxHxD: jax.Array, lanes_R: jax.Array
-) -> jax.Array:
-    """How much R positions look at those of their sources: [R, H, L]."""
-    keys, mask = _take(keys_KxHxLxD, lanes_R), _take(mask_KxL, lanes_R)
-    logits = jnp.einsum("rhd,rhld->rhl", query_RxHxD, keys, preferred_element_type=jnp.float32)
-    return attention_weights(logits, mask[:, None, :])
-
-
-def _take(table: jax.Array, places: jax.Array) -> jax.Array:
-    return jnp.take(table, places, axis=0, mode="clip")
-
-
-def _weighted_sum(weights_RxHxT: jax.Array, values_at: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Sum over t of weight times `values_at(t)`, which is [R, H, D]: float32 [R, H, D].
-
-    Written out some terms at a time, so that XLA's CPU compiler reads the values where they are. A sum over
-    gathered values [R, T, H, D] would write these out and read them again, on one core.
-    """
-    length = weights_RxHxT.shape[-1]
-
-    def plus_terms(first: jax.Array | int, terms: int, total: jax.Array | float) -> jax.Array:
-        weights = jax.lax.dynamic_slice_in_dim(weights_RxHxT, first, terms, axis=2)
-        for i in range(terms):
-            total += (weights[..., i, None] * values_at(jnp.asarray(first + i))).astype(jnp.float32)
-        return jnp.asarray(total)
-
-    rest = length % _TERMS or min(length, _TERMS)
-    total = plus_terms(0, rest, 0.0)
-    if length == rest:
-        return total
-
-    def next_terms(block: jax.Array, total: jax.Array) -> jax.Array:
-        return plus_terms(rest + block * _TERMS, _TERMS, total)
-
-    return jax.lax.fori_loop(0, (length - rest) // _TERMS, next_terms, total)
-
-
-def _in_parts(work: Callable[..., jax.Array], operands: tuple[jax.Array, ...], num_keys: int) -> jax.Array:
-    """Rows of operands, with so many keys each, through `work`; on a CPU a few at a time, for its cache.
-
-    All at once takes several times as long there: XLA gives each layer a piece of memory of its own.
-    """
-    rows = len(operands[0])
-    # A power of two, as tiles mostly are.
-    part = 1 << max(0, (min(_ROWS_AT_A_TIME, _KEYS_AT_A_TIME // num_keys)).bit_length() - 1)
-    if jax.default_backend() != "cpu" or rows <= part or rows % part:
-        return work(*operands)
-    parts = jax.tree.map(lambda x: x.reshape(-1, part, *x.shape[1:]), operands)
-    done = jax.lax.map(lambda operands: work(*operands), parts)
-    return done.reshape(rows, *done.shape[2:])
 
 
 def _write(cache_SxNxHxTxD: jax.Array, new_SxNxHxD: jax.Array, position: jax.Array) -> jax.Array:

@@ -33,6 +33,31 @@ class EncodedSource:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class LaneSources:
+    """The sources that the rows of a sampler are of, in the order in which `row_attention` reads them.
+
+    Attributes:
+      keys: for each decoder layer, [K, D, H, L].
+      values: for each decoder layer, [K, L, H, D].
+      mask: bool [K, L], True on tokens, False on padding.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    mask: jax.Array
+
+    @classmethod
+    def of(cls, source: EncodedSource) -> LaneSources:
+        """The same sources, transposed once rather than at every step."""
+        return cls(
+            keys=tuple(jnp.transpose(keys_SxHxLxD, (0, 3, 1, 2)) for keys_SxHxLxD in source.keys),
+            values=tuple(jnp.transpose(values_SxHxLxD, (0, 2, 1, 3)) for values_SxHxLxD in source.values),
+            mask=source.mask,
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class DecodeCache:
     """Self-attention keys and values of the positions decoded so far.
 

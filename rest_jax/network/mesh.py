@@ -106,6 +106,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
+def pool_sharding(mesh: Mesh) -> NamedSharding:
+    """Splits a sampler's pool [P, H * D]: each device along `data` has places of its own."""
+    return NamedSharding(mesh, PartitionSpec(DATA_AXIS, MODEL_AXIS))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from rest_jax.network.attention import MASKED_LOGIT, Attention
 from rest_jax.network.config import T5Config
-from rest_jax.network.decoding import DecodeCache, EncodedSource, PrefixPool, PrefixRows
+from rest_jax.network.decoding import DecodeCache, EncodedSource, LaneSources, PrefixPool, PrefixRows
 from rest_jax.network.layers import MLP, Dense, Embed, RMSNorm, constrain, dropout
 from rest_jax.network.relative_position import RelativePositionBias
 from rest_jax.types import PAD_ID
@@ -101,7 +101,7 @@ class DecoderLayer(nn.Module):
         rows: PrefixRows,
         bias_RxHxT1: jax.Array,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """One position of R prefixes: [R, E] to the same, and its key and value; `source` as in `step`."""
+        """One position of R prefixes: [R, E] to the same, and its key and value; `source` is of lanes."""
         attended, own = self.self_attention.self_rows(
             self.pre_self_attention_layer_norm(x_RxE), pool, rows.ancestors_RxT, bias_RxHxT1
         )
@@ -196,7 +196,7 @@ class Decoder(nn.Module):
         return self.decoder_norm(x), DecodeCache(keys=tuple(keys), values=tuple(values))
 
     def step_rows(
-        self, embedded_RxE: jax.Array, rows: PrefixRows, pool: PrefixPool, lanes: EncodedSource
+        self, embedded_RxE: jax.Array, rows: PrefixRows, pool: PrefixPool, lanes: LaneSources
     ) -> tuple[jax.Array, PrefixPool]:
         """One position of R prefixes: hidden states [R, E], and entries for the pool, [R, H * D] each."""
         x = embedded_RxE
@@ -364,14 +364,14 @@ class Transformer(EncoderDecoder):
         return constrain(logits, "batch", "samples", "vocab"), cache
 
     def decode_rows(
-        self, rows: PrefixRows, pool: PrefixPool, lanes: EncodedSource
+        self, rows: PrefixRows, pool: PrefixPool, lanes: LaneSources
     ) -> tuple[jax.Array, PrefixPool]:
         """Decodes one position of R distinct prefixes of K sources.
 
         Args:
           rows: the prefixes.
           pool: holds the positions before.
-          lanes: of `start_decoding`, the K sources that the rows' lanes stand for.
+          lanes: the K sources that the rows' lanes stand for.
 
         Returns:
           Logits of the next token, float32 [R, V], and what the pool is to keep of this position.

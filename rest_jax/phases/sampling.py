@@ -20,7 +20,7 @@ from rest_jax.data import candidates
 from rest_jax.generation.batching import plan_rows
 from rest_jax.generation.memory import SamplerMemory, sampler_memory
 from rest_jax.generation.sampler import SamplingConfig
-from rest_jax.generation.translator import Progress, Translations
+from rest_jax.generation.translator import Progress, Translations, Translator
 from rest_jax.metrics import diagnostics, words
 from rest_jax.phases.jobs import Job, what_is_left
 from rest_jax.phases.lineage import PolicyName
@@ -80,18 +80,28 @@ def sample_share(workspace: Workspace, wanted: SampleSet, job: Job) -> None:
     workspace.logbook.say(f"{wanted.name}: {what_is_left(job, len(share), left, total, wanted.verb)}")
 
 
+def translator_of(workspace: Workspace, wanted: SampleSet) -> Translator:
+    """What samples the policy of a store."""
+    return workspace.translator(workspace.policy_params(wanted.policy))
+
+
 def draw(
-    workspace: Workspace, wanted: SampleSet, examples: Examples, progress: Progress | None = None
+    workspace: Workspace,
+    wanted: SampleSet,
+    translator: Translator,
+    examples: Examples,
+    progress: Progress | None = None,
 ) -> Translations:
     """Samples some of the sources, row i * N + j sample j of source i.
 
     Args:
       workspace: the run.
       wanted: the store.
+      translator: of `translator_of`; it keeps its memory for the next call.
       examples: n of its sources.
       progress: called with the number of sources that were finished since the last call.
     """
-    return workspace.translator(workspace.policy_params(wanted.policy)).sample(
+    return translator.sample(
         examples.tokens.sources,
         examples.ids,
         wanted.samples_per_source,
@@ -178,15 +188,22 @@ def _writer(workspace: Workspace, wanted: SampleSet) -> tuple[candidates.Candida
 def _sample_missing(
     workspace: Workspace, wanted: SampleSet, writer: candidates.CandidateWriter, missing: list[int]
 ) -> None:
-    """Samples and commits these shards; one is written while the next is sampled."""
+    """Samples and commits these shards."""
     processes.barrier(f"sample:{wanted.folder}")
-    shards = wanted.shard_rows
-    left = sum(len(shards[shard]) for shard in missing)
     if missing:
         workspace.logbook.say(f"{wanted.name}: sampling takes up to {_memory(workspace, wanted)}")
+        _sample_shards(workspace, wanted, writer, missing)
+    processes.barrier(f"sampled:{wanted.folder}")
+
+
+def _sample_shards(
+    workspace: Workspace, wanted: SampleSet, writer: candidates.CandidateWriter, numbers: list[int]
+) -> None:
+    """One shard is written while the next is sampled."""
+    translator, shards = translator_of(workspace, wanted), wanted.shard_rows
     rows = slots = tokens = 0
     with (
-        workspace.logbook.progress(wanted.name, left, unit="sources") as bar,
+        workspace.logbook.progress(wanted.name, sum(len(shards[n]) for n in numbers), unit="sources") as bar,
         concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="shards") as writing,
     ):
 
@@ -194,9 +211,9 @@ def _sample_missing(
             writer.write_shard(shard, as_candidates(workspace, part, translations))
 
         written: concurrent.futures.Future[None] | None = None
-        for shard in missing:
+        for shard in numbers:
             part = wanted.examples.take(shards[shard])
-            translations = draw(workspace, wanted, part, progress=bar.advance)
+            translations = draw(workspace, wanted, translator, part, progress=bar.advance)
             rows, slots = rows + translations.rows_computed, slots + translations.slots_computed
             tokens += len(translations.tokens.values)
             if written is not None:
@@ -205,12 +222,10 @@ def _sample_missing(
                 written = writing.submit(write, shard, part, translations)
         if written is not None:
             written.result()
-    if rows:
-        workspace.logbook.say(
-            f"{wanted.name}: {tokens:,} tokens from {rows:,} rows of the decoder, {tokens / rows:.2f} a row; "
-            f"its tiles were {100 * rows / slots:.0f} % full"
-        )
-    processes.barrier(f"sampled:{wanted.folder}")
+    workspace.logbook.say(
+        f"{wanted.name}: {tokens:,} tokens from {rows:,} rows of the decoder, {tokens / rows:.2f} a row; "
+        f"its tiles were {100 * rows / slots:.0f} % full"
+    )
 
 
 def _memory(workspace: Workspace, wanted: SampleSet) -> SamplerMemory:

@@ -17,7 +17,7 @@ from rest_jax import errors, files
 from rest_jax.data import candidates
 from rest_jax.data.candidate_shard import KEYS, SCHEMA, CandidateShard
 from rest_jax.phases.grow import grow_identity, grow_store
-from rest_jax.phases.sampling import as_candidates, draw, sampled_together
+from rest_jax.phases.sampling import as_candidates, draw, sampled_together, translator_of
 from rest_jax.phases.workspace import Workspace, versions
 from rest_jax.training.logbook import Logbook
 from rest_jax.types import Examples, RaggedTokens
@@ -92,6 +92,7 @@ def _verify_samples(workspace: Workspace, number: int, share: float, seed: int) 
     wanted = grow_store(workspace, number)
     examples = wanted.examples
     chosen = choose(len(examples), share, seed, number)
+    translator = translator_of(workspace, wanted)
     found, samples, tokens = 0, 0, 0
     # A logbook without a folder: it shows how far the work is, and writes nothing.
     with Logbook(None).progress(f"drawing sources of {name} again", len(chosen), unit="sources") as bar:
@@ -100,7 +101,7 @@ def _verify_samples(workspace: Workspace, number: int, share: float, seed: int) 
             here = chosen[np.isin(chosen, rows)]
             for together in sampled_together(workspace, wanted, rows, here) if len(here) else ():
                 part = examples.take(together)
-                again = as_candidates(workspace, part, draw(workspace, wanted, part))
+                again = as_candidates(workspace, part, draw(workspace, wanted, translator, part))
                 stored = shard.take(np.isin(shard.example_id, part.ids))
                 difference = first_difference(stored, again)
                 if difference is not None:

@@ -35,7 +35,7 @@ def run(table, sources, keys_SxN, config, allowed=None, active=None):
     return sample(
         FNS, table, sources, keys_SxN, config,
         tiling=TILING, allowed_vocab_size=allowed, active_QxN=active,
-    )  # fmt: skip
+    )[0]  # fmt: skip
 
 
 def truncated(logits: np.ndarray, config: SamplingConfig, allowed: int | None = None) -> np.ndarray:

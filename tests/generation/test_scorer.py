@@ -51,7 +51,7 @@ def test_sampler_and_scorer_are_twins(sampling):
             transformer_prefixes(SMALL), params, SOURCES, keys_SxN, sampling, allowed_vocab_size=ALLOWED
         )
     )
-    decoded = draw(small_params(), keys_for([1, 2, 3, 4], range(12)))
+    decoded, _ = draw(small_params(), keys_for([1, 2, 3, 4], range(12)))
     tokens = np.asarray(decoded.tokens_SxNxT)
     assert len(np.unique(tokens.reshape(-1, 9), axis=0)) > 10, "the samples are hardly different"
     np.testing.assert_allclose(decoded.log_probs_SxNxT, score_all(tokens), atol=1e-4)

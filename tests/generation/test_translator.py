@@ -109,6 +109,20 @@ def test_the_same_bits_in_any_company_and_order(sources, ids, samples):
         assert part(few, place, 2) == part(samples, source, 2)
 
 
+def test_a_second_call_takes_over_the_memory_of_the_first(sources, ids, samples):
+    translator = make_translator()
+    assert_same(translator.sample(sources, ids, 7, KEY, SAMPLING), samples)
+    held = translator._pool
+    assert held is not None
+    assert_same(translator.sample(sources, ids, 7, KEY, SAMPLING), samples)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(held[1]))  # donated, not copied
+    longer = dataclasses.replace(SAMPLING, max_length=7)  # needs a pool of its own
+    assert_same(translator.sample(sources, ids, 7, KEY, longer), make_translator().sample(
+        sources, ids, 7, KEY, longer))  # fmt: skip
+    translator.greedy(sources, 6)
+    assert translator._pool is None
+
+
 def test_another_id_key_or_index_gives_another_sample(sources, ids, samples):
     other_key = make_translator().sample(sources, ids, 7, keys.stream_key(8, keys.Stream.GROW, 1), SAMPLING)
     other_ids = make_translator().sample(sources, ids + (1 << 41), 7, KEY, SAMPLING)

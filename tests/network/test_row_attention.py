@@ -1,0 +1,72 @@
+"""Rows that look at a pool and at lanes, against sums written out in numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rest_jax.network import row_attention
+
+ROWS, HEADS, PLACES, LANES = 6, 3, 50, 4
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture(params=["cpu", "tpu"])
+def backend(request, monkeypatch):
+    """What is written for a CPU, and what is written for the others."""
+    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+
+
+# Fewer terms than are written out, as many, more with and without a rest; an odd dimension.
+@pytest.mark.parametrize("length", [1, 5, 16, 32, 37])
+@pytest.mark.parametrize("dim", [8, 5])
+def test_prefixes_of_a_pool(backend, length, dim):
+    query, weights = normal(0, ROWS, HEADS, dim), normal(1, ROWS, HEADS, length)
+    keys, values = normal(2, PLACES, HEADS * dim), normal(3, PLACES, HEADS * dim)
+    ancestors = np.random.default_rng(4).integers(0, PLACES, (ROWS, length))
+    of_rows = keys.reshape(PLACES, HEADS, dim)[ancestors]
+    np.testing.assert_allclose(
+        row_attention.logits_of_prefix(query, jnp.asarray(keys), jnp.asarray(ancestors)),
+        (query[:, None] * of_rows).sum(-1).transpose(0, 2, 1),
+        atol=1e-5,
+    )
+    of_rows = values.reshape(PLACES, HEADS, dim)[ancestors]
+    np.testing.assert_allclose(
+        row_attention.sum_of_prefix(jnp.asarray(weights), jnp.asarray(values), jnp.asarray(ancestors)),
+        (weights.transpose(0, 2, 1)[..., None] * of_rows).sum(1),
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("length", [1, 16, 37])
+@pytest.mark.parametrize("dim", [8, 20])
+def test_sources_of_lanes(backend, length, dim):
+    query, weights = normal(0, ROWS, HEADS, dim), normal(1, ROWS, HEADS, length)
+    keys, values = normal(2, LANES, dim, HEADS, length), normal(3, LANES, length, HEADS, dim)
+    lanes = np.random.default_rng(4).integers(0, LANES, ROWS)
+    np.testing.assert_allclose(
+        row_attention.logits_of_source(jnp.asarray(query), jnp.asarray(keys), jnp.asarray(lanes)),
+        (query.transpose(0, 2, 1)[..., None] * keys[lanes]).sum(1),
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(
+        row_attention.sum_of_source(jnp.asarray(weights), jnp.asarray(values), jnp.asarray(lanes)),
+        (weights.transpose(0, 2, 1)[..., None] * values[lanes]).sum(1),
+        atol=1e-5,
+    )
+
+
+def test_bfloat16_is_added_in_float32(backend):
+    """Sums of many equal terms, which bfloat16 could not hold."""
+    length, dim = 300, 300
+    ones = jnp.ones((1, 1, dim), jnp.bfloat16)
+    pool = jnp.ones((1, dim), jnp.bfloat16)
+    none = jnp.zeros((1, length), jnp.int32)
+    assert np.all(np.asarray(row_attention.logits_of_prefix(ones, pool, none)) == dim)
+    weights = jnp.ones((1, 1, length), jnp.bfloat16)
+    assert np.all(np.asarray(row_attention.sum_of_prefix(weights, pool, none)) == length)
+    lane = jnp.zeros(1, jnp.int32)
+    assert np.all(row_attention.logits_of_source(ones, jnp.ones((1, dim, 1, 4), jnp.bfloat16), lane) == dim)
