@@ -37,7 +37,6 @@ from rest_jax.network import init, mesh
 from rest_jax.network.config import T5Config
 from rest_jax.objectives import actor_critic, gold, policy, ppo, v_mpo, values
 from rest_jax.phases import losses
-from rest_jax.phases.ppo import ppo_loss
 from rest_jax.training import state, step
 from rest_jax.training.companions import Companions, make_optimizers
 from rest_jax.training.optimizers import OptimizerConfig
@@ -101,7 +100,7 @@ def cases(config: T5Config) -> dict[str, Callable[[], Case]]:
 
     def ppo_case() -> Case:
         params = {losses.POLICY: start, losses.CRITIC: critic()}
-        return Case(ppo_loss(config, ppo.PPOConfig()), params, Companions(), trained=2)
+        return Case(losses.ppo_loss(config, ppo.PPOConfig()), params, Companions(), trained=2)
 
     return {
         BC: lambda: Case(losses.policy_loss(config, policy.BehaviourCloningConfig()), start, None),

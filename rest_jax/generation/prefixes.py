@@ -151,16 +151,28 @@ class _Problem:
         return self.num_samples * self.config.max_length
 
 
+class Queue(NamedTuple):
+    """What one call of the sampler works off.
+
+    Attributes:
+      source_tokens_QxL: int32, padded with 0.
+      keys_QxN: one addressed key a sample, from `keys.sample_keys`.
+      active_QxN: samples that are False only fill the batch and come back empty; None is all True.
+    """
+
+    source_tokens_QxL: jax.Array
+    keys_QxN: jax.Array
+    active_QxN: jax.Array | None = None
+
+
 def sample(
     fns: PrefixFns,
     params: Params,
-    source_tokens_QxL: jax.Array,
-    keys_QxN: jax.Array,
+    queue: Queue,
     config: SamplingConfig,
     *,
     tiling: Tiling | None = None,
     allowed_vocab_size: int | None = None,
-    active_QxN: jax.Array | None = None,
     pool: Any = None,
 ) -> tuple[Decoded, Any]:
     """Draws N translations of each source; one program, to be called under jit.
@@ -168,33 +180,23 @@ def sample(
     Args:
       fns: the model.
       params: its parameters.
-      source_tokens_QxL: int32, padded with 0.
-      keys_QxN: one addressed key a sample, from `keys.sample_keys`.
+      queue: the sources, and the samples of each.
       config: temperature, truncation, longest translation T.
       tiling: shapes of the steps; they do not change what is drawn but for rounding.
       allowed_vocab_size: ids from here on are never drawn; None allows all but padding.
-      active_QxN: samples that are False only fill the batch and come back empty; None is all True.
       pool: with `pool_places` places, whatever finite numbers stand there; None makes one. A caller that
         donates the pool of the last call saves filling gigabytes with zeros.
 
     Returns:
       `Decoded`, with `rows_computed_D` of length 1, and the pool.
     """
-    active_QxN = jnp.ones(keys_QxN.shape, bool) if active_QxN is None else jnp.asarray(active_QxN)
+    keys_QxN = queue.keys_QxN
+    active_QxN = jnp.ones(keys_QxN.shape, bool) if queue.active_QxN is None else jnp.asarray(queue.active_QxN)
     tiling = tiling or Tiling()
     # The queue is encoded in parts of E; what fills its last part is never admitted.
     parts = -(-len(keys_QxN) // min(tiling.sources, len(keys_QxN)))
-    filled = _lengthened(parts * min(tiling.sources, len(keys_QxN)), jnp.asarray(source_tokens_QxL))
-    problem = _Problem(
-        fns,
-        params,
-        config,
-        tiling,
-        allowed_vocab_size,
-        filled,
-        keys_QxN,
-        active_QxN,
-    )
+    filled = _lengthened(parts * min(tiling.sources, len(keys_QxN)), jnp.asarray(queue.source_tokens_QxL))
+    problem = _Problem(fns, params, config, tiling, allowed_vocab_size, filled, keys_QxN, active_QxN)
     if pool is None:
         pool = fns.empty(pool_places(tiling, problem.num_sources, problem.num_samples, config.max_length))
     # Sources without an active sample fill the end of the queue.

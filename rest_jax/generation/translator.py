@@ -21,7 +21,7 @@ from rest_jax import keys
 from rest_jax.errors import DataError, NonFiniteError
 from rest_jax.generation.batching import Batch, DecodeBatching, plan_batches
 from rest_jax.generation.contract import Decoded, transformer_decoder, transformer_prefixes
-from rest_jax.generation.prefixes import Tiling, pool_places, sample
+from rest_jax.generation.prefixes import Queue, Tiling, pool_places, sample
 from rest_jax.generation.sampler import SamplingConfig
 from rest_jax.generation.search import BeamConfig, beam_search, greedy
 from rest_jax.network.config import T5Config
@@ -84,12 +84,14 @@ def _sample_program(
             return sample(
                 fns,
                 params,
-                sources_QxL,
-                keys.sample_keys(key, *ids_Q, indices_N),
+                Queue(
+                    sources_QxL,
+                    keys.sample_keys(key, *ids_Q, indices_N),
+                    active_Q[:, None] & (indices_N < end)[None, :],
+                ),
                 sampling,
                 tiling=tiling,
                 allowed_vocab_size=allowed_vocab_size,
-                active_QxN=active_Q[:, None] & (indices_N < end)[None, :],
                 pool=pool,
             )
 

@@ -5,6 +5,7 @@ Floor 6. The mathematics is in `objectives/`, the networks in `network/`; here t
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import jax
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 
 from rest_jax.network import config as network_config
 from rest_jax.network import heads, transformer
-from rest_jax.objectives import actor_critic, gold, policy, returns, reward, v_mpo, values
+from rest_jax.objectives import actor_critic, gold, policy, ppo, returns, reward, v_mpo, values
 from rest_jax.types import (
     ContextLossFn,
     LossContext,
@@ -26,6 +27,8 @@ from rest_jax.types import (
 # Columns of the target tokens that losses read: R of the pair, log-probabilities under the BC and under the
 # (tempered) behaviour policy, and the behaviour policy's value.
 REWARD, MLE, BEHAVIOUR, VALUE = "reward", "mle_log_prob", "behaviour_log_prob", "value"
+# Those of a rollout's tokens, under the policy and the value function that it began with.
+OLD_LOG_PROB, OLD_VALUE, ADVANTAGE, RETURN = "old_log_prob", "old_value", "advantage", "return"
 # Parts of the parameters, and names of the networks that are read and not trained.
 POLICY, CRITIC, DUALS, LAGGING, PRIOR = "policy", "value", "duals", "lagging", "prior"
 
@@ -234,5 +237,47 @@ def value_regression(network: network_config.T5Config, settings: values.ValueCon
         )
         values_BxT = apply_to_batch(model, params, batch, **dropout_arguments(dropout_key))
         return values.value_loss(values_BxT, returns_BxT, found.weights_BxT, settings.kind, settings.delta)
+
+    return loss
+
+
+def ppo_loss(network: network_config.T5Config, objective: ppo.PPOConfig) -> ContextLossFn:
+    """PPO (Table 1) on pairs with the columns of a rollout; policy and value are parts of the parameters.
+
+    There is no dropout: the ratio of new to old probability is that of one and the same network.
+    """
+    model, critic = transformer.Transformer(network), heads.ValueModel(network)
+    normalised_before = dataclasses.replace(objective, normalise_advantages=False)  # over a whole rollout
+
+    def loss(
+        params: Params, batch: Seq2SeqBatch, dropout_key: jax.Array | None, context: LossContext
+    ) -> LossSums:
+        del dropout_key, context
+        found = _Arrays(batch)
+        of_policy = ppo.ppo_policy_loss(
+            apply_to_batch(model, params[POLICY], batch, deterministic=True),
+            found.targets_BxT,
+            found.weights_BxT,
+            found.columns[OLD_LOG_PROB],
+            found.columns[ADVANTAGE],
+            normalised_before,
+            found.segments_BxT,
+        )
+        of_value = ppo.ppo_value_loss(
+            apply_to_batch(critic, params[CRITIC], batch, deterministic=True),
+            found.columns[OLD_VALUE],
+            found.columns[RETURN],
+            found.weights_BxT,
+            objective.value_clip,
+        )
+        metrics = {
+            "policy_loss": (of_policy.loss, of_policy.weight),
+            "value_loss": (of_value.loss, of_value.weight),
+            **of_policy.metrics,
+            **{f"value_{name.removeprefix('value_')}": pair for name, pair in of_value.metrics.items()},
+        }
+        # One divisor for both, so that micro-batches add up.
+        total = of_policy.loss + objective.value_weight * of_value.loss
+        return LossSums(total, of_policy.weight, metrics)
 
     return loss

@@ -6,27 +6,20 @@ from the policy as it is at that moment, and that both good and bad ones teach i
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from rest_jax import errors, files, keys, processes
-from rest_jax.network import heads, init, mesh, transformer
-from rest_jax.network.config import T5Config
-from rest_jax.objectives import ppo
-from rest_jax.phases import reward_model
+from rest_jax.network import init, mesh
+from rest_jax.phases import losses, reward_model
 from rest_jax.phases.improve import ValidationReward
 from rest_jax.phases.lineage import BC, PPO
-from rest_jax.phases.losses import apply_to_batch
 from rest_jax.phases.ppo_settings import PPOSettings
 from rest_jax.phases.rollouts import ROLLOUTS_NAME, Rollouts
 from rest_jax.phases.workspace import Workspace
 from rest_jax.training import checkpoints, trainer
 from rest_jax.training.companions import Companions
-from rest_jax.types import ContextLossFn, LossContext, LossSums, Params, Seq2SeqBatch
+from rest_jax.types import Params
 
 STORY_NAME = "ppo.json"
 
@@ -107,63 +100,21 @@ def initial_params(workspace: Workspace) -> dict[str, Params]:
     """The BC policy, and a value function on its trunk with a new head: {"policy": …, "value": …}."""
     start = workspace.policy_params(BC)
     key = keys.stream_key(workspace.experiment.seed, keys.Stream.INIT, round_index=2)
-    return {"policy": start, "value": init.init_value_params(workspace.experiment.policy, key, start)}
+    value = init.init_value_params(workspace.experiment.policy, key, start)
+    return {losses.POLICY: start, losses.CRITIC: value}
 
 
 def ppo_trainer(workspace: Workspace, settings: PPOSettings) -> trainer.Trainer:
     """The shared trainer for a policy and its value function, of which the policy is the result."""
     config = workspace.experiment.policy
     shardings = {
-        "policy": mesh.param_shardings(workspace.mesh, init.abstract_params(config)),
-        "value": mesh.param_shardings(workspace.mesh, init.abstract_value_params(config)),
+        losses.POLICY: mesh.param_shardings(workspace.mesh, init.abstract_params(config)),
+        losses.CRITIC: mesh.param_shardings(workspace.mesh, init.abstract_value_params(config)),
     }
     return trainer.Trainer(
         settings.trainer,
-        ppo_loss(config, settings.objective),
+        losses.ppo_loss(config, settings.objective),
         workspace.mesh,
         shardings,
-        Companions(optimizers={"value": settings.value_optimizer}, result="policy"),
+        Companions(optimizers={losses.CRITIC: settings.value_optimizer}, result=losses.POLICY),
     )
-
-
-def ppo_loss(config: T5Config, objective: ppo.PPOConfig) -> ContextLossFn:
-    """The loss of {"policy": …, "value": …} on packed pairs with the columns of a rollout.
-
-    There is no dropout: the ratio of new to old probability is that of one and the same network.
-    """
-    model, value_model = transformer.Transformer(config), heads.ValueModel(config)
-    normalised_before = dataclasses.replace(objective, normalise_advantages=False)  # over a whole rollout
-
-    def loss(
-        params: Params, batch: Seq2SeqBatch, dropout_key: jax.Array | None, context: LossContext
-    ) -> LossSums:
-        del dropout_key, context
-        columns = {name: jnp.asarray(column) for name, column in batch.token_columns.items()}
-        weights_BxT = jnp.asarray(batch.decoder_loss_weights)
-        of_policy = ppo.ppo_policy_loss(
-            apply_to_batch(model, params["policy"], batch, deterministic=True),
-            jnp.asarray(batch.decoder_target_tokens),
-            weights_BxT,
-            columns["old_log_prob"],
-            columns["advantage"],
-            normalised_before,
-            None if batch.decoder_segment_ids is None else jnp.asarray(batch.decoder_segment_ids),
-        )
-        of_value = ppo.ppo_value_loss(
-            apply_to_batch(value_model, params["value"], batch, deterministic=True),
-            columns["old_value"],
-            columns["return"],
-            weights_BxT,
-            objective.value_clip,
-        )
-        metrics = {
-            "policy_loss": (of_policy.loss, of_policy.weight),
-            "value_loss": (of_value.loss, of_value.weight),
-            **of_policy.metrics,
-            **{f"value_{name.removeprefix('value_')}": pair for name, pair in of_value.metrics.items()},
-        }
-        # One divisor for both, so that micro-batches add up.
-        total = of_policy.loss + objective.value_weight * of_value.loss
-        return LossSums(total, of_policy.weight, metrics)
-
-    return loss

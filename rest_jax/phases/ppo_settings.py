@@ -48,32 +48,33 @@ class PPOSettings:
 
     def __post_init__(self) -> None:
         for name in ("samples", "sources_per_rollout", "samples_per_source"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}", name, "Give at least 1")
+            value = getattr(self, name)
+            errors.require(value >= 1, f"{name} is {value}", f"PPOSettings.{name}", "Give at least 1")
         size = self.samples_per_rollout
-        _require(
+        errors.require(
             self.samples % size == 0,
             f"{self.samples} samples are no whole number of rollouts of {self.sources_per_rollout} sources "
             f"with {self.samples_per_source} translations each",
-            "samples",
+            "PPOSettings.samples",
             f"Give a multiple of {size}, such as {max(round(self.samples / size), 1) * size}",
         )
         steps, rollouts = self.trainer.train_steps, self.rollouts
-        _require(
+        errors.require(
             steps % rollouts == 0,
             f"{steps} steps cannot be spread evenly over {rollouts} rollouts",
-            "trainer",
+            "PPOSettings.trainer",
             f"Give TrainerConfig.train_steps a multiple of {rollouts}",
         )
-        _require(
+        errors.require(
             self.trainer.batch_size <= size,
             f"a batch of {self.trainer.batch_size} rows is larger than a rollout of {size} translations",
-            "trainer",
+            "PPOSettings.trainer",
             "Lower TrainerConfig.batch_size, or raise PPOSettings.sources_per_rollout",
         )
-        _require(
+        errors.require(
             self.samples_per_source >= 2 or not self.objective.normalise_rewards,
             "one sample a source is always 0 after normalising",
-            "samples_per_source",
+            "PPOSettings.samples_per_source",
             "Give at least 2, or PPOConfig.normalise_rewards = False",
         )
 
@@ -95,8 +96,3 @@ class PPOSettings:
     def samples_until(self, step: int) -> int:
         """Translations sampled before the trainer's step `step` was done."""
         return -(-step // self.steps_per_rollout) * self.samples_per_rollout
-
-
-def _require(condition: bool, what: str, field: str, remedy: str) -> None:
-    if not condition:
-        raise errors.ConfigError(what, where=f"PPOSettings.{field}", remedy=remedy)

@@ -21,7 +21,7 @@ from safetensors import numpy as tensors
 from rest_jax import errors, files, keys, processes
 from rest_jax.data import batches
 from rest_jax.objectives import ppo, returns
-from rest_jax.phases import reward_model, token_numbers
+from rest_jax.phases import losses, reward_model, token_numbers
 from rest_jax.phases.lineage import BC
 from rest_jax.phases.ppo_settings import PPOSettings
 from rest_jax.phases.texts import decode_rows, repeat_each
@@ -32,7 +32,7 @@ from rest_jax.types import Params, RaggedTokens, Seq2SeqBatch, TokenPairs
 
 ROLLOUTS_NAME = "rollouts"
 # Numbers of each target token that the loss reads.
-COLUMNS = ("old_log_prob", "old_value", "advantage", "return")
+COLUMNS = (losses.OLD_LOG_PROB, losses.OLD_VALUE, losses.ADVANTAGE, losses.RETURN)
 _DIGEST = "digest"
 
 
@@ -138,7 +138,7 @@ class Rollouts:
         seed = workspace.experiment.seed
         rows = source_rows(len(self._examples), settings.sources_per_rollout, seed, number)
         examples = self._examples.take(rows)
-        translations = workspace.translator(params["policy"]).sample(
+        translations = workspace.translator(params[losses.POLICY]).sample(
             examples.tokens.sources,
             examples.ids,
             settings.samples_per_source,
@@ -177,9 +177,10 @@ class Rollouts:
         """What the networks say of each token, its advantage and its return; and numbers to tell of it."""
         settings, workspace, objective = self._settings, self._workspace, self._settings.objective
         size = settings.trainer.batch_size
-        old = token_numbers.log_probs(workspace, params["policy"], pairs, size)
+        old = token_numbers.log_probs(workspace, params[losses.POLICY], pairs, size)
         reference = token_numbers.log_probs(workspace, self._start, pairs, size)
-        values = token_numbers.values(workspace, workspace.experiment.policy, params["value"], pairs, size)
+        network, critic = workspace.experiment.policy, params[losses.CRITIC]
+        values = token_numbers.values(workspace, network, critic, pairs, size)
         advantages = _advantages(pairs, rewards_n, (old, reference, values), settings)
         targets = advantages + values
         metrics = {
@@ -191,7 +192,7 @@ class Rollouts:
         }
         if objective.normalise_advantages:
             advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-6)
-        columns = {"old_log_prob": old, "old_value": values, "advantage": advantages, "return": targets}
+        columns = dict(zip(COLUMNS, (old, values, advantages, targets), strict=True))
         return columns, metrics
 
     def _tell(self, number: int, step: int, metrics: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rest_jax.generation.contract import transformer_decoder, transformer_prefixes
-from rest_jax.generation.prefixes import Tiling, memory_lengths, pool_places, sample
+from rest_jax.generation.prefixes import Queue, Tiling, memory_lengths, pool_places, sample
 from rest_jax.generation.sampler import SamplingConfig
 from rest_jax.types import PAD_ID
 from tests.generation.naive import naive_sample
@@ -34,7 +34,7 @@ TILINGS = [Tiling(256, 32, 32), Tiling(1, 1, 1), Tiling(64, 5, 3)]
 @functools.partial(jax.jit, static_argnames=("config", "tiling"))
 def draw(params, keys_QxN, config, tiling):
     return sample(
-        transformer_prefixes(SMALL), params, SOURCES, keys_QxN, config,
+        transformer_prefixes(SMALL), params, Queue(SOURCES, keys_QxN), config,
         tiling=tiling, allowed_vocab_size=ALLOWED,
     )[0]  # fmt: skip
 
@@ -95,7 +95,8 @@ def test_tiles_are_full_as_long_as_the_queue_lasts():
     table = make_table(1, 30, seed=2, scale=0.5)
     tiling = Tiling(rows=16, lanes=6, sources=8)
     found, _ = sample(
-        fns._replace(step=counting), table, source_rows([0] * 40), keys_for(list(range(40)), range(16)),
+        fns._replace(step=counting), table,
+        Queue(source_rows([0] * 40), keys_for(list(range(40)), range(16))),
         SamplingConfig(temperature=1.0, max_length=12), tiling=tiling,
     )  # fmt: skip
     jax.effects_barrier()
@@ -109,7 +110,7 @@ def test_bfloat16_draws_from_float32_sums():
     program = functools.partial(
         sample, transformer_prefixes(config), config=LONG, tiling=Tiling(64, 5, 3), allowed_vocab_size=ALLOWED
     )
-    found, _ = jax.jit(lambda params: program(params, SOURCES, KEYS))(small_params())
+    found, _ = jax.jit(lambda params: program(params, Queue(SOURCES, KEYS)))(small_params())
     assert found.log_probs_SxNxT.dtype == jnp.float32
     assert found.rows_computed_D.tolist() == [distinct_prefixes(found.tokens_SxNxT)]
     assert not np.array_equal(found.tokens_SxNxT, naive("long").tokens_SxNxT)
@@ -118,12 +119,12 @@ def test_bfloat16_draws_from_float32_sums():
 def test_what_an_earlier_call_left_in_the_pool_does_not_matter():
     fns, tiling = transformer_prefixes(SMALL), Tiling(64, 5, 3)
     program = jax.jit(functools.partial(sample, fns, config=LONG, tiling=tiling, allowed_vocab_size=ALLOWED))
-    fresh, pool = program(small_params(), SOURCES, KEYS)
+    fresh, pool = program(small_params(), Queue(SOURCES, KEYS))
     places = pool_places(tiling, *KEYS.shape, LONG.max_length)
     assert {len(leaf) for leaf in jax.tree.leaves(pool)} == {places}
     # Keys of another call, some of them far beyond what a network makes.
     stale = jax.tree.map(lambda leaf: 1e6 * jax.random.normal(jax.random.key(1), leaf.shape), pool)
-    again, _ = program(small_params(), SOURCES, KEYS, pool=stale)
+    again, _ = program(small_params(), Queue(SOURCES, KEYS), pool=stale)
     jax.tree.map(np.testing.assert_array_equal, again, fresh)
 
 

@@ -13,7 +13,7 @@ from scipy import stats
 
 from rest_jax.errors import ConfigError
 from rest_jax.generation.contract import PrefixFns
-from rest_jax.generation.prefixes import Tiling, sample
+from rest_jax.generation.prefixes import Queue, Tiling, sample
 from rest_jax.generation.sampler import SamplingConfig, invert_cdf, shape_logits
 from rest_jax.types import EOS_ID, PAD_ID
 from tests.generation.tabular import (
@@ -33,8 +33,8 @@ TILING = Tiling(rows=64, lanes=3, sources=2)
 @functools.partial(jax.jit, static_argnames=("config", "allowed"))
 def run(table, sources, keys_SxN, config, allowed=None, active=None):
     return sample(
-        FNS, table, sources, keys_SxN, config,
-        tiling=TILING, allowed_vocab_size=allowed, active_QxN=active,
+        FNS, table, Queue(sources, keys_SxN, active), config,
+        tiling=TILING, allowed_vocab_size=allowed,
     )[0]  # fmt: skip
 
 
@@ -239,7 +239,9 @@ def test_loop_really_stops_early():
     table = make_table(1, 6, seed=4)
     table[0, :, EOS_ID] = 30.0
     config = SamplingConfig(max_length=50)
-    sample(counting_steps(steps), table, source_rows([0]), keys_for([1], range(4)), config, tiling=TILING)
+    sample(
+        counting_steps(steps), table, Queue(source_rows([0]), keys_for([1], range(4))), config, tiling=TILING
+    )
     jax.effects_barrier()
     assert steps == [0]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rest_jax.generation.contract import transformer_decoder, transformer_prefixes
-from rest_jax.generation.prefixes import sample
+from rest_jax.generation.prefixes import Queue, sample
 from rest_jax.generation.sampler import SamplingConfig
 from rest_jax.generation.scorer import score_logits, score_tokens
 from rest_jax.generation.search import BeamConfig, beam_search
@@ -48,7 +48,11 @@ def score_all(tokens_SxNxT, sampling=None):
 def test_sampler_and_scorer_are_twins(sampling):
     draw = jax.jit(
         lambda params, keys_SxN: sample(
-            transformer_prefixes(SMALL), params, SOURCES, keys_SxN, sampling, allowed_vocab_size=ALLOWED
+            transformer_prefixes(SMALL),
+            params,
+            Queue(SOURCES, keys_SxN),
+            sampling,
+            allowed_vocab_size=ALLOWED,
         )
     )
     decoded, _ = draw(small_params(), keys_for([1, 2, 3, 4], range(12)))

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from rest_jax import errors, files
-from rest_jax.phases import ppo, reward_model, rollouts, token_numbers
+from rest_jax.phases import losses, ppo, reward_model, rollouts, token_numbers
 from rest_jax.phases.lineage import BC, PPO
 from rest_jax.training import checkpoints
 from rest_jax.training.logbook import read_metrics
@@ -113,7 +113,7 @@ def test_at_first_every_ratio_is_1(tmp_path):
     """Before the first update new and old policy are one: nothing is clipped, nothing lies between them."""
     place = ppo_place.place(tmp_path)
     kept, params = made_rollout(place)
-    loss = ppo.ppo_loss(place.experiment.policy, place.experiment.ppo.objective)
+    loss = losses.ppo_loss(place.experiment.policy, place.experiment.ppo.objective)
     context = LossContext({}, {}, np.float32(0))
     for step in (0, 1, 2):
         batch = kept.batch_at(step)
