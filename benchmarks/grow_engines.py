@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.peak import peak_bytes
 
 CORES = os.cpu_count() or 1
 ROWS_AT_A_TIME = 800  # of Hugging Face and T5X: 8 sources of 100 samples
@@ -198,7 +199,7 @@ def main(name: str, work_path: str, output: str) -> None:
     tokens, facts = draw(work["sources"])
     seconds = time.perf_counter() - warmed_up
     np.savez(output, tokens=tokens)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_bytes() / 2**20
     print(json.dumps({"seconds": seconds, "warm_up_s": warmed_up - started, "peak_mib": peak, **facts}))
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.peak import peak_bytes
 from benchmarks.train_work import Work
 
 CORES = os.cpu_count() or 1
@@ -181,7 +181,7 @@ def serve(engine: Engine, workloads: dict[str, list[dict[str, np.ndarray]]]) -> 
             step = None  # lets go of the old weights before the new ones are there
             step = engine.start()
         answer = run(step, batches[asked["workload"]], asked["steps"])
-        answer["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        answer["peak_mib"] = peak_bytes() / 2**20
         print(json.dumps(answer), flush=True)
 
 
