@@ -50,6 +50,19 @@ def bindings(run_dir: Path, corpus: Path) -> list[str]:
     return [f'--gin.MODEL_DIR="{run_dir}"', f'--gin.TRAIN_TSV="{corpus}"']
 
 
+# Settings that let a tiny run go on with PPO: two rollouts, four steps on each.
+PPO = (
+    "--gin_file=gin_configs/objectives/ppo.gin",
+    "--gin.PPOSettings.samples=480",
+    "--gin.PPOSettings.sources_per_rollout=60",
+    "--gin.PPOSettings.samples_per_source=4",
+    "--gin.ppo/TrainerConfig.train_steps=8",
+    "--gin.ppo/TrainerConfig.eval_period=4",
+    "--gin.ppo/OptimizerConfig.learning_rate=1e-4",
+    "--gin.ppo_value/OptimizerConfig.learning_rate=1e-3",
+)
+
+
 def environment(**changes: str) -> dict[str, str]:
     """The environment of a subprocess: one CPU device, and nothing inherited that aims a kill.
 

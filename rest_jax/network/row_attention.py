@@ -2,7 +2,8 @@
 
 Floor 2. On a CPU all is summed term by term, each term read where it lies: to gather keys and values first,
 so that a batched product can take them, writes and reads them once more and takes twice as long. Elsewhere
-a product does it. All sums are float32.
+products do it. Which of the two is a matter of the platform that a program is compiled for, not of the one
+that compiles it. All sums are float32.
 """
 
 from __future__ import annotations
@@ -26,10 +27,71 @@ def logits_of_prefix(query_RxHxD: jax.Array, keys_PxHD: jax.Array, ancestors_RxT
     Returns:
       float32 [R, H, T].
     """
+    return jax.lax.platform_dependent(
+        query_RxHxD,
+        keys_PxHD,
+        ancestors_RxT,
+        cpu=_prefix_logits_by_terms,
+        default=lambda query, keys, ancestors: _product(
+            "rhd,rthd->rht", query, _of_ancestors(keys, ancestors, query.shape[1])
+        ),
+    )
+
+
+def sum_of_prefix(weights_RxHxT: jax.Array, values_PxHD: jax.Array, ancestors_RxT: jax.Array) -> jax.Array:
+    """The values of each row's ancestors in the pool, [P, H * D], weighted and added: float32 [R, H, D]."""
+    return jax.lax.platform_dependent(
+        weights_RxHxT,
+        values_PxHD,
+        ancestors_RxT,
+        cpu=_prefix_sum_by_terms,
+        default=lambda weights, values, ancestors: _product(
+            "rht,rthd->rhd", weights, _of_ancestors(values, ancestors, weights.shape[1])
+        ),
+    )
+
+
+def logits_of_source(query_RxHxD: jax.Array, keys_KxDxHxL: jax.Array, lanes_R: jax.Array) -> jax.Array:
+    """Products of each row's query with the keys of its source: float32 [R, H, L]."""
+    return jax.lax.platform_dependent(
+        query_RxHxD,
+        keys_KxDxHxL,
+        lanes_R,
+        cpu=_source_sum_by_terms,  # over D in the place of positions
+        default=lambda query, keys, lanes: _product("rhd,rdhl->rhl", query, _take(keys, lanes)),
+    )
+
+
+def sum_of_source(weights_RxHxL: jax.Array, values_KxLxHxD: jax.Array, lanes_R: jax.Array) -> jax.Array:
+    """The values of each row's source, weighted and added: float32 [R, H, D]."""
+    return jax.lax.platform_dependent(
+        weights_RxHxL,
+        values_KxLxHxD,
+        lanes_R,
+        cpu=_source_sum_by_terms,
+        default=lambda weights, values, lanes: _product("rhl,rlhd->rhd", weights, _take(values, lanes)),
+    )
+
+
+# By products.
+
+
+def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
+
+
+def _of_ancestors(pool_PxHD: jax.Array, ancestors_RxT: jax.Array, heads: int) -> jax.Array:
+    """The entries of each row's ancestors, [R, T, H, D]."""
+    return _take(pool_PxHD, ancestors_RxT).reshape(*ancestors_RxT.shape, heads, -1)
+
+
+# By terms.
+
+
+def _prefix_logits_by_terms(
+    query_RxHxD: jax.Array, keys_PxHD: jax.Array, ancestors_RxT: jax.Array
+) -> jax.Array:
     rows, heads, dim = query_RxHxD.shape
-    if not _on_cpu():
-        keys_RxTxHxD = _take(keys_PxHD, ancestors_RxT).reshape(rows, -1, heads, dim)
-        return jnp.einsum("rhd,rthd->rht", query_RxHxD, keys_RxTxHxD, preferred_element_type=jnp.float32)
     ancestors_TxR = ancestors_RxT.T
     query = query_RxHxD.astype(jnp.float32)
     # The two halves of D are added as they are read; what is left is a product with ones, since XLA's CPU
@@ -46,8 +108,9 @@ def logits_of_prefix(query_RxHxD: jax.Array, keys_PxHD: jax.Array, ancestors_RxT
     return jnp.moveaxis(_each_term(logits_at, len(ancestors_TxR)), 0, -1)
 
 
-def sum_of_prefix(weights_RxHxT: jax.Array, values_PxHD: jax.Array, ancestors_RxT: jax.Array) -> jax.Array:
-    """The values of each row's ancestors in the pool, [P, H * D], weighted and added: float32 [R, H, D]."""
+def _prefix_sum_by_terms(
+    weights_RxHxT: jax.Array, values_PxHD: jax.Array, ancestors_RxT: jax.Array
+) -> jax.Array:
     rows, heads, _ = weights_RxHxT.shape
     ancestors_TxR = ancestors_RxT.T
 
@@ -57,30 +120,17 @@ def sum_of_prefix(weights_RxHxT: jax.Array, values_PxHD: jax.Array, ancestors_Rx
     return _weighted_sum(weights_RxHxT, values_at)
 
 
-def logits_of_source(query_RxHxD: jax.Array, keys_KxDxHxL: jax.Array, lanes_R: jax.Array) -> jax.Array:
-    """Products of each row's query with the keys of its source: float32 [R, H, L]."""
-    if not _on_cpu():
-        keys_RxDxHxL = _take(keys_KxDxHxL, lanes_R)
-        return jnp.einsum("rhd,rdhl->rhl", query_RxHxD, keys_RxDxHxL, preferred_element_type=jnp.float32)
-    return _weighted_sum(query_RxHxD, lambda d: _take_two(keys_KxDxHxL, lanes_R, d))
+def _source_sum_by_terms(weights_RxHxT: jax.Array, table_KxTxHxD: jax.Array, lanes_R: jax.Array) -> jax.Array:
+    def terms_at(t: jax.Array) -> jax.Array:
+        """`table[lanes, t]`, as one step."""
+        flat = table_KxTxHxD.reshape(-1, *table_KxTxHxD.shape[2:])
+        return _take(flat, lanes_R * table_KxTxHxD.shape[1] + t)
 
-
-def sum_of_source(weights_RxHxL: jax.Array, values_KxLxHxD: jax.Array, lanes_R: jax.Array) -> jax.Array:
-    """The values of each row's source, weighted and added: float32 [R, H, D]."""
-    return _weighted_sum(weights_RxHxL, lambda position: _take_two(values_KxLxHxD, lanes_R, position))
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+    return _weighted_sum(weights_RxHxT, terms_at)
 
 
 def _take(table: jax.Array, places: jax.Array) -> jax.Array:
     return jnp.take(table, places, axis=0, mode="clip")
-
-
-def _take_two(table: jax.Array, first: jax.Array, second: jax.Array) -> jax.Array:
-    """`table[first, second]`, as one step."""
-    return _take(table.reshape(-1, *table.shape[2:]), first * table.shape[1] + second)
 
 
 def _weighted_sum(weights_RxHxT: jax.Array, values_at: Callable[[jax.Array], jax.Array]) -> jax.Array:

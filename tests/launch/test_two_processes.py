@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rest_jax import files
+from rest_jax.training.logbook import read_metrics
 from tests import tiny
 
 
@@ -44,6 +46,31 @@ def test_pretraining_on_two_processes_ends_near_that_on_one(finished_run, copied
     )
     # The same batches in another order of addition, so near and not equal; far apart from another seed's.
     assert mine["valid/loss"] == pytest.approx(theirs["valid/loss"], rel=0.02)
+
+
+@pytest.mark.slow
+def test_ppo_on_two_processes_learns_from_the_rollout_of_one(finished_run, copied_run, tmp_path):
+    corpus = finished_run.parent / "pairs.tsv"
+    alone = shutil.copytree(finished_run, tmp_path / "alone")
+    for done in (
+        tiny.tiny("ppo", alone, corpus, *tiny.PPO),
+        on_two_processes("ppo", copied_run, corpus, *tiny.PPO),
+    ):
+        assert done.returncode == 0, done.stdout + done.stderr
+    theirs, mine = (
+        {
+            line["step"]: line["metrics"]["rollout/reward"]
+            for line in read_metrics(run)
+            if line["phase"] == "policy/ppo" and "rollout/reward" in line["metrics"]
+        }
+        for run in (alone, copied_run)
+    )
+    # The first rollout is of the BC policy, whose samples are the same bytes; the second is of a policy that
+    # was trained with another order of addition.
+    assert mine[0] == theirs[0]
+    assert mine[4] == pytest.approx(theirs[4], abs=0.02)
+    assert files.verify_seal(copied_run / "policy/ppo").facts["samples"] == 480
+    assert not (copied_run / "policy/ppo/rollouts").exists()
 
 
 @pytest.mark.slow

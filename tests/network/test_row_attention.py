@@ -14,16 +14,20 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-@pytest.fixture(params=["cpu", "tpu"])
-def backend(request, monkeypatch):
+@pytest.fixture(params=["cpu", "default"])
+def platform(request, monkeypatch):
     """What is written for a CPU, and what is written for the others."""
-    monkeypatch.setattr(jax, "default_backend", lambda: request.param)
+
+    def choose(*arrays, **programs):
+        return programs[request.param](*arrays)
+
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
 
 
 # Fewer terms than are written out, as many, more with and without a rest; an odd dimension.
 @pytest.mark.parametrize("length", [1, 5, 16, 32, 37])
 @pytest.mark.parametrize("dim", [8, 5])
-def test_prefixes_of_a_pool(backend, length, dim):
+def test_prefixes_of_a_pool(platform, length, dim):
     query, weights = normal(0, ROWS, HEADS, dim), normal(1, ROWS, HEADS, length)
     keys, values = normal(2, PLACES, HEADS * dim), normal(3, PLACES, HEADS * dim)
     ancestors = np.random.default_rng(4).integers(0, PLACES, (ROWS, length))
@@ -43,7 +47,7 @@ def test_prefixes_of_a_pool(backend, length, dim):
 
 @pytest.mark.parametrize("length", [1, 16, 37])
 @pytest.mark.parametrize("dim", [8, 20])
-def test_sources_of_lanes(backend, length, dim):
+def test_sources_of_lanes(platform, length, dim):
     query, weights = normal(0, ROWS, HEADS, dim), normal(1, ROWS, HEADS, length)
     keys, values = normal(2, LANES, dim, HEADS, length), normal(3, LANES, length, HEADS, dim)
     lanes = np.random.default_rng(4).integers(0, LANES, ROWS)
@@ -59,7 +63,7 @@ def test_sources_of_lanes(backend, length, dim):
     )
 
 
-def test_bfloat16_is_added_in_float32(backend):
+def test_bfloat16_is_added_in_float32(platform):
     """Sums of many equal terms, which bfloat16 could not hold."""
     length, dim = 300, 300
     ones = jnp.ones((1, 1, dim), jnp.bfloat16)

@@ -341,15 +341,8 @@ def test_a_run_without_settings_or_inputs(tmp_path):
 
 def test_a_whole_run_goes_on_with_ppo(copied_run, finished_run):
     """rest with the settings of PPO does what is missing: PPO, its evaluation, its row in the report."""
-    more = [
-        "--gin_file=gin_configs/objectives/ppo.gin", "--gin.PPOSettings.samples=480",
-        "--gin.PPOSettings.sources_per_rollout=60", "--gin.PPOSettings.samples_per_source=4",
-        "--gin.ppo/TrainerConfig.train_steps=8", "--gin.ppo/TrainerConfig.eval_period=4",
-        "--gin.ppo/OptimizerConfig.learning_rate=1e-4",
-        "--gin.ppo_value/OptimizerConfig.learning_rate=1e-3",
-    ]  # fmt: skip
     corpus = finished_run.parent / "pairs.tsv"
-    done = tiny.tiny("rest", copied_run, corpus, *more)
+    done = tiny.tiny("rest", copied_run, corpus, *tiny.PPO)
     assert done.returncode == 0, done.stderr
     steps = tiny.steps_of(copied_run)
     assert [step["name"] for step in steps][-1] == "PPO"
@@ -358,7 +351,7 @@ def test_a_whole_run_goes_on_with_ppo(copied_run, finished_run):
     assert verdict["step"] == "BC G=2 I=2"  # ReST's own last step, not the baseline
     page = (copied_run / "report/index.html").read_text()
     assert "PPO: reward" in page and "PPO: distance from BC" in page
-    said = tiny.tiny("translate", copied_run, corpus, *more, "--policy=ppo", stdin="one two\n")
+    said = tiny.tiny("translate", copied_run, corpus, *tiny.PPO, "--policy=ppo", stdin="one two\n")
     assert said.returncode == 0, said.stderr
     assert re.search(r"\w", said.stdout)
     found = checkpoints.load_params(copied_run / "policy/ppo/params")
