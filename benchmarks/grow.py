@@ -10,7 +10,8 @@ sample one distribution, by mean length and mean log-probability under one score
 
     --run F            a finished `pretrain` run (default: runs/benchmark_grow)
     --tsv F            train on these pairs instead of the demo's corpus; with --languages=de,en
-    --samples 16 100   N, one table each
+    --samples 16 100   N, one table each; 2 or more
+    --sources 64       as many sources for every N, not as many samples: how sharing grows with N
     --repeats 3        how often the whole comparison is done
     --engines …        a subset of rest_jax huggingface ctranslate2_float32 ctranslate2_int8 t5x
 """
@@ -58,10 +59,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--languages", default="de,en", help="of --tsv: source,target")
     parser.add_argument("--samples", type=int, nargs="+", default=[16, 100])
     parser.add_argument("--total_samples", type=int, default=6400, help="sources times N, of each run")
+    parser.add_argument("--sources", type=int, default=None, help="in place of --total_samples")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--engines", nargs="+", default=["rest_jax", *PEERS])
     parser.add_argument("--out", type=Path, default=None, help="where the results go as JSON")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if min(options.samples) < 2:
+        parser.error("--samples: 2 or more, since the check goes by differences within a source")
+    return options
 
 
 def settings(options: argparse.Namespace) -> list[str]:
@@ -124,7 +129,7 @@ def write_work(options: argparse.Namespace, exports: Path, num_samples: int) -> 
     from benchmarks import grow_scoring
 
     scoring = grow_scoring.Scoring(settings(options))
-    sources = scoring.sources(max(1, options.total_samples // num_samples))
+    sources = scoring.sources(options.sources or max(1, options.total_samples // num_samples))
     path = exports / f"work_{num_samples}.json"
     work = {
         "sources": sources,

@@ -95,7 +95,7 @@ class PrefixPool:
     """Self-attention keys and values of prefixes: one entry for the last position of each.
 
     Attributes:
-      keys: for each decoder layer, [P, H * D] in the type of the activations.
+      keys: for each decoder layer, [P, H * D] in the type of the activations, as `to_pool` makes them.
       values: likewise.
     """
 
@@ -106,7 +106,22 @@ class PrefixPool:
 def empty_pool(config: T5Config, num_prefixes: int) -> PrefixPool:
     """A pool with room for P prefixes, all zero."""
     shape = (num_prefixes, config.joined_kv_dim)
-    return PrefixPool(keys=_zeros_of_layers(config, shape), values=_zeros_of_layers(config, shape))
+    zeros = PrefixPool(keys=_zeros_of_layers(config, shape), values=_zeros_of_layers(config, shape))
+    return jax.tree.map(to_pool, zeros)
+
+
+def to_pool(numbers: jax.Array) -> jax.Array:
+    """The numbers as a pool holds them: bfloat16 by its bits, in uint16.
+
+    XLA's CPU compiler widens a whole array of bfloat16 to write a few rows of it, or to read them in a loop:
+    hundreds of milliseconds a layer and step.
+    """
+    return jax.lax.bitcast_convert_type(numbers, jnp.uint16) if numbers.dtype == jnp.bfloat16 else numbers
+
+
+def from_pool(entries: jax.Array) -> jax.Array:
+    """The numbers of entries taken from a pool; the inverse of `to_pool`."""
+    return jax.lax.bitcast_convert_type(entries, jnp.bfloat16) if entries.dtype == jnp.uint16 else entries
 
 
 @jax.tree_util.register_dataclass

@@ -13,6 +13,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from rest_jax.network.decoding import from_pool
+
 _TERMS = 16  # of a sum that are written out; more are taken in a loop
 
 
@@ -82,7 +84,7 @@ def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
 
 def _of_ancestors(pool_PxHD: jax.Array, ancestors_RxT: jax.Array, heads: int) -> jax.Array:
     """The entries of each row's ancestors, [R, T, H, D]."""
-    return _take(pool_PxHD, ancestors_RxT).reshape(*ancestors_RxT.shape, heads, -1)
+    return from_pool(_take(pool_PxHD, ancestors_RxT)).reshape(*ancestors_RxT.shape, heads, -1)
 
 
 # By terms.
@@ -100,8 +102,8 @@ def _prefix_logits_by_terms(
     ones = jnp.ones(half, jnp.float32)
 
     def logits_at(t: jax.Array) -> jax.Array:
-        keys = _take(keys_PxHD, _take(ancestors_TxR, t)).reshape(query.shape).astype(jnp.float32)
-        products = query * keys
+        keys = from_pool(_take(keys_PxHD, _take(ancestors_TxR, t))).reshape(query.shape)
+        products = query * keys.astype(jnp.float32)
         added = products[..., :half] + products[..., half:] if half < dim else products
         return (added.reshape(rows * heads, half) @ ones).reshape(rows, heads)
 
@@ -115,7 +117,7 @@ def _prefix_sum_by_terms(
     ancestors_TxR = ancestors_RxT.T
 
     def values_at(t: jax.Array) -> jax.Array:
-        return _take(values_PxHD, _take(ancestors_TxR, t)).reshape(rows, heads, -1)
+        return from_pool(_take(values_PxHD, _take(ancestors_TxR, t))).reshape(rows, heads, -1)
 
     return _weighted_sum(weights_RxHxT, values_at)
 

@@ -12,7 +12,14 @@ import jax.numpy as jnp
 
 from rest_jax.network.attention import MASKED_LOGIT, Attention
 from rest_jax.network.config import T5Config
-from rest_jax.network.decoding import DecodeCache, EncodedSource, LaneSources, PrefixPool, PrefixRows
+from rest_jax.network.decoding import (
+    DecodeCache,
+    EncodedSource,
+    LaneSources,
+    PrefixPool,
+    PrefixRows,
+    to_pool,
+)
 from rest_jax.network.layers import MLP, Dense, Embed, RMSNorm, constrain, dropout
 from rest_jax.network.relative_position import RelativePositionBias
 from rest_jax.types import PAD_ID
@@ -211,7 +218,7 @@ class Decoder(nn.Module):
             x, (key, value) = layer.step_rows(x, (pool.keys[i], pool.values[i]), looked_at, rows, bias_RxHxT1)
             keys.append(key)
             values.append(value)
-        return self.decoder_norm(x), PrefixPool(keys=tuple(keys), values=tuple(values))
+        return self.decoder_norm(x), jax.tree.map(to_pool, PrefixPool(keys=tuple(keys), values=tuple(values)))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The untied head: [..., E] to float32 [..., V]."""
