@@ -55,23 +55,21 @@ def sum_of_prefix(weights_RxHxT: jax.Array, values_PxHD: jax.Array, ancestors_Rx
 
 def logits_of_source(query_RxHxD: jax.Array, keys_KxDxHxL: jax.Array, lanes_R: jax.Array) -> jax.Array:
     """Products of each row's query with the keys of its source: float32 [R, H, L]."""
-    return jax.lax.platform_dependent(
-        query_RxHxD,
-        keys_KxDxHxL,
-        lanes_R,
-        cpu=_source_sum_by_terms,  # over D in the place of positions
-        default=lambda query, keys, lanes: _product("rhd,rdhl->rhl", query, _take(keys, lanes)),
-    )
+    return _sum_of_lane(query_RxHxD, keys_KxDxHxL, lanes_R)  # over D in the place of positions
 
 
 def sum_of_source(weights_RxHxL: jax.Array, values_KxLxHxD: jax.Array, lanes_R: jax.Array) -> jax.Array:
     """The values of each row's source, weighted and added: float32 [R, H, D]."""
+    return _sum_of_lane(weights_RxHxL, values_KxLxHxD, lanes_R)
+
+
+def _sum_of_lane(weights_RxHxT: jax.Array, table_KxTxHxD: jax.Array, lanes_R: jax.Array) -> jax.Array:
     return jax.lax.platform_dependent(
-        weights_RxHxL,
-        values_KxLxHxD,
+        weights_RxHxT,
+        table_KxTxHxD,
         lanes_R,
-        cpu=_source_sum_by_terms,
-        default=lambda weights, values, lanes: _product("rhl,rlhd->rhd", weights, _take(values, lanes)),
+        cpu=_lane_sum_by_terms,
+        default=lambda weights, table, lanes: _product("rht,rthd->rhd", weights, _take(table, lanes)),
     )
 
 
@@ -84,7 +82,7 @@ def _product(equation: str, left: jax.Array, right: jax.Array) -> jax.Array:
 
 def _of_ancestors(pool_PxHD: jax.Array, ancestors_RxT: jax.Array, heads: int) -> jax.Array:
     """The entries of each row's ancestors, [R, T, H, D]."""
-    return from_pool(_take(pool_PxHD, ancestors_RxT)).reshape(*ancestors_RxT.shape, heads, -1)
+    return _entries(pool_PxHD, ancestors_RxT).reshape(*ancestors_RxT.shape, heads, -1)
 
 
 # By terms.
@@ -102,7 +100,7 @@ def _prefix_logits_by_terms(
     ones = jnp.ones(half, jnp.float32)
 
     def logits_at(t: jax.Array) -> jax.Array:
-        keys = from_pool(_take(keys_PxHD, _take(ancestors_TxR, t))).reshape(query.shape)
+        keys = _entries(keys_PxHD, _take(ancestors_TxR, t)).reshape(query.shape)
         products = query * keys.astype(jnp.float32)
         added = products[..., :half] + products[..., half:] if half < dim else products
         return (added.reshape(rows * heads, half) @ ones).reshape(rows, heads)
@@ -117,18 +115,23 @@ def _prefix_sum_by_terms(
     ancestors_TxR = ancestors_RxT.T
 
     def values_at(t: jax.Array) -> jax.Array:
-        return from_pool(_take(values_PxHD, _take(ancestors_TxR, t))).reshape(rows, heads, -1)
+        return _entries(values_PxHD, _take(ancestors_TxR, t)).reshape(rows, heads, -1)
 
     return _weighted_sum(weights_RxHxT, values_at)
 
 
-def _source_sum_by_terms(weights_RxHxT: jax.Array, table_KxTxHxD: jax.Array, lanes_R: jax.Array) -> jax.Array:
+def _lane_sum_by_terms(weights_RxHxT: jax.Array, table_KxTxHxD: jax.Array, lanes_R: jax.Array) -> jax.Array:
     def terms_at(t: jax.Array) -> jax.Array:
         """`table[lanes, t]`, as one step."""
         flat = table_KxTxHxD.reshape(-1, *table_KxTxHxD.shape[2:])
         return _take(flat, lanes_R * table_KxTxHxD.shape[1] + t)
 
     return _weighted_sum(weights_RxHxT, terms_at)
+
+
+def _entries(pool_PxHD: jax.Array, places: jax.Array) -> jax.Array:
+    """The numbers that stand at some places of a pool, [..., H * D]."""
+    return from_pool(_take(pool_PxHD, places))
 
 
 def _take(table: jax.Array, places: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rest_jax.network import row_attention
+from rest_jax.network.decoding import from_pool, to_pool
 
 ROWS, HEADS, PLACES, LANES = 6, 3, 50, 4
 
@@ -74,3 +75,14 @@ def test_bfloat16_is_added_in_float32(platform):
     assert np.all(np.asarray(row_attention.sum_of_prefix(weights, pool, none)) == length)
     lane = jnp.zeros(1, jnp.int32)
     assert np.all(row_attention.logits_of_source(ones, jnp.ones((1, dim, 1, 4), jnp.bfloat16), lane) == dim)
+
+
+def test_a_pool_of_bits_is_one_of_bfloat16(platform):
+    pool = jnp.asarray(normal(0, PLACES, HEADS * 8), jnp.bfloat16)
+    query, weights = (jnp.asarray(normal(k, ROWS, HEADS, 8), jnp.bfloat16) for k in (1, 2))
+    ancestors = jnp.asarray(np.random.default_rng(4).integers(0, PLACES, (ROWS, 8)))
+    bits = to_pool(pool)
+    assert bits.dtype == jnp.uint16
+    np.testing.assert_array_equal(from_pool(bits), pool)
+    for look, asks in ((row_attention.logits_of_prefix, query), (row_attention.sum_of_prefix, weights)):
+        np.testing.assert_array_equal(look(asks, bits, ancestors), look(asks, pool, ancestors))
