@@ -9,6 +9,8 @@ import pytest
 from benchmarks import losses as benchmark
 from rest_jax.network.config import T5Config
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TINY = T5Config(
     vocab_size=40, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24, num_encoder_layers=1, num_decoder_layers=1
 )

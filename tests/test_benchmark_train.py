@@ -14,6 +14,8 @@ from rest_jax.network.config import T5Config
 from rest_jax.training.optimizers import OptimizerConfig
 from rest_jax.types import RaggedTokens, TokenPairs
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TINY = T5Config(
     vocab_size=40,
     emb_dim=16,

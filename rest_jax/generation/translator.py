@@ -28,6 +28,7 @@ from rest_jax.network.config import T5Config
 from rest_jax.network.decoding import PrefixPool, empty_pool
 from rest_jax.network.init import abstract_params
 from rest_jax.network.mesh import DATA_AXIS, param_shardings, pool_sharding, use_mesh, within_data_axis
+from rest_jax.network.transformer import kernels_as_read
 from rest_jax.types import PAD_ID, Params, RaggedTokens
 
 Progress = Callable[[int], None]
@@ -83,7 +84,7 @@ def _sample_program(
         with within_data_axis():
             return sample(
                 fns,
-                params,
+                kernels_as_read(config, params),
                 Queue(
                     sources_QxL,
                     keys.sample_keys(key, *ids_Q, indices_N),
@@ -123,6 +124,7 @@ def _greedy_program(config: T5Config, max_length: int, allowed_vocab_size: int |
     fns = transformer_decoder(config)
 
     def run(params: Params, sources_SxL: jax.Array, active_S: jax.Array) -> Decoded:
+        params = kernels_as_read(config, params)
         return greedy(
             fns, params, sources_SxL, max_length, allowed_vocab_size=allowed_vocab_size, active_S=active_S
         )
@@ -135,6 +137,7 @@ def _beam_program(config: T5Config, beam: BeamConfig, allowed_vocab_size: int | 
     fns = transformer_decoder(config)
 
     def run(params: Params, sources_SxL: jax.Array, active_S: jax.Array) -> Decoded:
+        params = kernels_as_read(config, params)
         return beam_search(
             fns, params, sources_SxL, beam, allowed_vocab_size=allowed_vocab_size, active_S=active_S
         )

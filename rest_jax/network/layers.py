@@ -64,7 +64,41 @@ def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     pass once for each of its uses, and transposed: a gradient step then takes twice the time.
     """
     rows = x.reshape(-1, x.shape[-1])
-    return jnp.dot(rows, kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    multiply = _bfloat16_product if x.dtype == kernel.dtype == jnp.bfloat16 else jnp.dot
+    return multiply(rows, kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+@jax.custom_vjp
+def _bfloat16_product(left: jax.Array, right: jax.Array) -> jax.Array:
+    """[M, K] times [K, N] in bfloat16: added in float32 and rounded at the end, forward and backward.
+
+    Every platform does that with a plain product, but XLA's CPU compiler widens the operands of one whose
+    result is bfloat16. Asked for float32 it uses the processor's own bfloat16 instructions, where there are
+    any, at nearly twice the speed. Elsewhere the plain product stays: if a mesh splits K, what devices
+    exchange is the result in the type that was asked for.
+    """
+    return jax.lax.platform_dependent(
+        left,
+        right,
+        cpu=lambda left, right: jnp.dot(left, right, preferred_element_type=jnp.float32).astype(left.dtype),
+        default=jnp.dot,
+    )
+
+
+def _bfloat16_product_forward(
+    left: jax.Array, right: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _bfloat16_product(left, right), (left, right)
+
+
+def _bfloat16_product_backward(
+    operands: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    left, right = operands
+    return _bfloat16_product(cotangent, right.T), _bfloat16_product(left.T, cotangent)
+
+
+_bfloat16_product.defvjp(_bfloat16_product_forward, _bfloat16_product_backward)
 
 
 class Embed(nn.Module):

@@ -22,7 +22,7 @@ from rest_jax.network.decoding import (
 )
 from rest_jax.network.layers import MLP, Dense, Embed, RMSNorm, constrain, dropout
 from rest_jax.network.relative_position import RelativePositionBias
-from rest_jax.types import PAD_ID
+from rest_jax.types import PAD_ID, Params
 
 
 class EncoderLayer(nn.Module):
@@ -386,3 +386,19 @@ class Transformer(EncoderDecoder):
         embedded_RxE = self.token_embedder(rows.tokens_R)
         hidden_RxE, entries = self.decoder.step_rows(embedded_RxE, rows, pool, lanes)
         return constrain(self.logits(hidden_RxE), "batch", "vocab"), entries
+
+
+def kernels_as_read(config: T5Config, params: Params) -> Params:
+    """The policy's parameters, the kernels of its layers in the type of the activations; logits are the same.
+
+    For a program that reads them in a loop: XLA's CPU compiler would convert them anew at each step. The head
+    and the embedding are read in float32.
+    """
+    layers = {part: params[part] for part in ("encoder", "decoder")}
+    head = layers["decoder"].get("logits_dense")
+    layers = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.astype(config.activation_dtype) if path[-1].key == "kernel" else leaf, layers
+    )
+    if head is not None:
+        layers["decoder"]["logits_dense"] = head
+    return {**params, **layers}

@@ -62,6 +62,8 @@ def paper_orderings(names: list[str]) -> list[Ordering]:
             before = f"BC G={grow} I={improve - 1}"
             if improve > 1 or grow == 1:
                 wanted.append(Ordering(name, before, "Fig. 3"))
+        elif loss == "BVE" and grow:
+            wanted.append(Ordering(f"BC G={grow} I={improve}", name, "App. A.2"))
         elif loss is not None and loss not in ("BC", "PPO") and grow:
             wanted.append(Ordering(name, baseline, "Fig. 5"))
             wanted.append(Ordering(f"BC G={grow} I={improve}", name, "Fig. 5, 13, 14"))

@@ -82,6 +82,7 @@ def test_a_source_without_a_reward_is_left_out():
 
 def test_the_orderings_of_the_paper_between_two_grow_steps_and_ppo():
     names = ["BC G=0 I=0", "BC G=1 I=1", "BC G=1 I=2", "BC G=2 I=1", "BC G=2 I=2", "PPO", "BVMPO G=1 I=2"]
+    names.append("BVE G=1 I=2")
     found = {(o.better, o.worse): o.source for o in orderings.paper_orderings(names)}
     assert found == {
         ("BC G=1 I=2", "BC G=1 I=1"): "Fig. 3",
@@ -92,6 +93,7 @@ def test_the_orderings_of_the_paper_between_two_grow_steps_and_ppo():
         ("PPO", "BC G=0 I=0"): "Table 1",
         ("BVMPO G=1 I=2", "BC G=0 I=0"): "Fig. 5",
         ("BC G=1 I=2", "BVMPO G=1 I=2"): "Fig. 5, 13, 14",
+        ("BC G=1 I=2", "BVE G=1 I=2"): "App. A.2",  # which has nothing of BVE being above its start
     }
 
 
