@@ -13,7 +13,8 @@ sample one distribution, by mean length and mean log-probability under one score
     --samples 16 100   N, one table each; 2 or more
     --sources 64       as many sources for every N, not as many samples: how sharing grows with N
     --repeats 3        how often the whole comparison is done
-    --engines …        a subset of rest_jax huggingface ctranslate2_float32 ctranslate2_int8 t5x
+    --engines …        a subset of rest_jax rest_jax_bfloat16 huggingface ctranslate2_float32 ctranslate2_int8
+                       t5x; rest_jax is always among them
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+OURS = ("rest_jax", "rest_jax_bfloat16")
 PEERS = ("huggingface", "ctranslate2_float32", "ctranslate2_int8", "t5x")
 NEEDS = {
     "huggingface": ("torch", "transformers"),
@@ -43,7 +45,7 @@ NEEDS = {
     "ctranslate2_int8": ("ctranslate2", "transformers"),
     "t5x": ("t5x", "seqio"),
 }
-# int8 weights are another model: near the policy's distribution, not equal to it.
+# int8 weights and roundings to bfloat16 make another model: near the policy's distribution, not equal to it.
 EXACT = ("rest_jax", "huggingface", "ctranslate2_float32", "t5x")
 STANDARD_ERRORS = 4.0
 
@@ -61,7 +63,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--total_samples", type=int, default=6400, help="sources times N, of each run")
     parser.add_argument("--sources", type=int, default=None, help="in place of --total_samples")
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--engines", nargs="+", default=["rest_jax", *PEERS])
+    parser.add_argument("--engines", nargs="+", default=[*OURS, *PEERS])
     parser.add_argument("--out", type=Path, default=None, help="where the results go as JSON")
     options = parser.parse_args()
     if min(options.samples) < 2:
@@ -188,9 +190,18 @@ def compare(options: argparse.Namespace, exports: Path, num_samples: int) -> dic
         "matmul_limit_rows_per_s": limit,
         "share_of_matmul_limit": ours["rows_computed"] / ours["seconds"] / limit,
         "tokens_over_matmul_limit": ours["tokens_per_s"] / limit,
-        "ratios": {n: ours["tokens_per_s"] / found[n]["tokens_per_s"] for n in engines if n != "rest_jax"},
+        **ratios_to_peers(found),
         "same_distribution": same,
         "engines": found,
+    }
+
+
+def ratios_to_peers(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """How many times as fast as each peer we are: {"ratios": {peer: …}, "ratios_bfloat16": {peer: …}}."""
+    keys = {name: name.replace("rest_jax", "ratios") for name in OURS if name in found}
+    return {
+        key: {n: found[name]["tokens_per_s"] / found[n]["tokens_per_s"] for n in found if n not in OURS}
+        for name, key in keys.items()
     }
 
 
@@ -214,14 +225,14 @@ def same_distribution(left: dict[str, Any], right: dict[str, Any]) -> bool:
 def print_table(row: dict[str, Any]) -> None:
     """One comparison as a table."""
     table = Table(title=f"N = {row['n']}, {row['sources']} sources, T = 0.8", title_justify="left")
-    for name in ("engine", "tokens/s", "rest_jax is", "distinct", "length", "log-prob", "peak MiB"):
+    ours = {"rest_jax is": row["ratios"], "bfloat16 is": row.get("ratios_bfloat16", {})}
+    for name in ("engine", "tokens/s", *ours, "distinct", "length", "log-prob", "peak MiB"):
         table.add_column(name, justify="left" if name == "engine" else "right")
     for name, found in row["engines"].items():
-        ratio = "" if name == "rest_jax" else f"{row['ratios'][name]:.2f} x"
         table.add_row(
             name,
             f"{found['tokens_per_s']:,.0f}",
-            ratio,
+            *(f"{ratios[name]:.2f} x" if name in ratios else "" for ratios in ours.values()),
             f"{found['distinct_samples']:,}",
             f"{found['mean_length'][0]:.2f}",
             f"{found['mean_log_prob'][0]:.2f}",

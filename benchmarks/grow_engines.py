@@ -40,15 +40,15 @@ def by_length(sources: list[list[int]]) -> np.ndarray:
     return np.argsort([len(source) for source in sources], kind="stable")
 
 
-def rest_jax(work: Work) -> Draw:
-    """Our own sampler, through the class that Grow uses."""
+def rest_jax(work: Work, dtype: str = "float32") -> Draw:
+    """Our own sampler, through the class that Grow uses, with activations of some type."""
     from benchmarks.grow_scoring import load_experiment
     from rest_jax import keys
     from rest_jax.phases.lineage import BC
     from rest_jax.phases.workspace import Workspace
     from rest_jax.types import RaggedTokens
 
-    workspace = Workspace(load_experiment(work["settings"]))
+    workspace = Workspace(load_experiment([*work["settings"], f'--gin.T5Config.dtype="{dtype}"']))
     translator = workspace.translator(workspace.policy_params(BC))
     key = keys.stream_key(0, keys.Stream.GROW, 1)
 
@@ -182,6 +182,7 @@ def t5x(work: Work) -> Draw:
 
 ENGINES: dict[str, Callable[[Work], Draw]] = {
     "rest_jax": rest_jax,
+    "rest_jax_bfloat16": lambda work: rest_jax(work, "bfloat16"),
     "huggingface": huggingface,
     "ctranslate2_float32": lambda work: ctranslate2(work, "float32"),
     "ctranslate2_int8": lambda work: ctranslate2(work, "int8"),

@@ -34,3 +34,14 @@ def test_the_error_of_a_mean_is_that_of_the_draws():
 
 def test_the_limit_is_a_rate():
     assert 0 < matmul_limit(SMALL, rows=8, repeats=1) < np.inf
+
+
+def test_ratios_are_of_ours_to_each_peer():
+    speeds = {"rest_jax": 40.0, "rest_jax_bfloat16": 60.0, "huggingface": 10.0}
+    found = {name: {"tokens_per_s": speed} for name, speed in speeds.items()}
+    assert grow.ratios_to_peers(found) == {
+        "ratios": {"huggingface": 4.0},
+        "ratios_bfloat16": {"huggingface": 6.0},
+    }
+    del found["rest_jax_bfloat16"]
+    assert grow.ratios_to_peers(found) == {"ratios": {"huggingface": 4.0}}
