@@ -36,6 +36,7 @@ def test_grow_on_two_processes_makes_the_bytes_of_one(finished_run, copied_run):
     assert tiny.seals(copied_run)["grow/g1"] == tiny.seals(finished_run)["grow/g1"]
 
 
+@pytest.mark.slow
 def test_pretraining_on_two_processes_ends_near_that_on_one(finished_run, copied_run):
     shutil.rmtree(copied_run / "policy" / "bc")
     done = on_two_processes("pretrain", copied_run, finished_run.parent / "pairs.tsv")
