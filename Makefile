@@ -54,7 +54,7 @@ variants: $(VENV)/.base $(VENV)/.corpus
 	$(BIN)/python -m rest_jax.main compare $(addprefix runs/comparison/,bc $(VARIANTS)) --output=runs/comparison/variants
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m slow
