@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from rest_jax.network import row_attention
 from rest_jax.network.config import T5Config
+from rest_jax.network.decoding import from_bits, to_bits
 from rest_jax.network.layers import Dense, Initializer, attention_init, compiled, constrain, dropout
 
 MASKED_LOGIT = -1e10
@@ -184,4 +185,5 @@ class Attention(nn.Module):
 
 
 def _write(cache_SxNxHxTxD: jax.Array, new_SxNxHxD: jax.Array, position: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(cache_SxNxHxTxD, new_SxNxHxD[:, :, :, None], position, axis=3)
+    cache, new = to_bits(cache_SxNxHxTxD), to_bits(new_SxNxHxD[:, :, :, None])
+    return from_bits(jax.lax.dynamic_update_slice_in_dim(cache, new, position, axis=3))

@@ -15,6 +15,20 @@ import jax.numpy as jnp
 from rest_jax.network.config import T5Config
 
 
+def to_bits(numbers: jax.Array) -> jax.Array:
+    """Numbers as they are stored and moved: bfloat16 by its bits, in uint16; others as they are.
+
+    XLA's CPU compiler widens a whole array of bfloat16 to write a few rows of it, or to read them in a loop:
+    hundreds of milliseconds for a layer's part of the sampler's pool at each step.
+    """
+    return jax.lax.bitcast_convert_type(numbers, jnp.uint16) if numbers.dtype == jnp.bfloat16 else numbers
+
+
+def from_bits(stored: jax.Array) -> jax.Array:
+    """The numbers; the inverse of `to_bits`."""
+    return jax.lax.bitcast_convert_type(stored, jnp.bfloat16) if stored.dtype == jnp.uint16 else stored
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EncodedSource:
@@ -73,7 +87,8 @@ class DecodeCache:
         """The cache whose sample n of source s continues sample `parents_SxN[s, n]` of that source."""
 
         def pick(leaf: jax.Array) -> jax.Array:
-            return jnp.take_along_axis(leaf, parents_SxN.reshape(*parents_SxN.shape, 1, 1, 1), axis=1)
+            parents = parents_SxN.reshape(*parents_SxN.shape, 1, 1, 1)
+            return from_bits(jnp.take_along_axis(to_bits(leaf), parents, axis=1))
 
         return jax.tree.map(pick, self)
 
@@ -95,7 +110,7 @@ class PrefixPool:
     """Self-attention keys and values of prefixes: one entry for the last position of each.
 
     Attributes:
-      keys: for each decoder layer, [P, H * D] in the type of the activations, as `to_pool` makes them.
+      keys: for each decoder layer, [P, H * D] in the type of the activations, as `to_bits` makes them.
       values: likewise.
     """
 
@@ -107,21 +122,7 @@ def empty_pool(config: T5Config, num_prefixes: int) -> PrefixPool:
     """A pool with room for P prefixes, all zero."""
     shape = (num_prefixes, config.joined_kv_dim)
     zeros = PrefixPool(keys=_zeros_of_layers(config, shape), values=_zeros_of_layers(config, shape))
-    return jax.tree.map(to_pool, zeros)
-
-
-def to_pool(numbers: jax.Array) -> jax.Array:
-    """The numbers as a pool holds them: bfloat16 by its bits, in uint16.
-
-    XLA's CPU compiler widens a whole array of bfloat16 to write a few rows of it, or to read them in a loop:
-    hundreds of milliseconds a layer and step.
-    """
-    return jax.lax.bitcast_convert_type(numbers, jnp.uint16) if numbers.dtype == jnp.bfloat16 else numbers
-
-
-def from_pool(entries: jax.Array) -> jax.Array:
-    """The numbers of entries taken from a pool; the inverse of `to_pool`."""
-    return jax.lax.bitcast_convert_type(entries, jnp.bfloat16) if entries.dtype == jnp.uint16 else entries
+    return jax.tree.map(to_bits, zeros)
 
 
 @jax.tree_util.register_dataclass

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from rest_jax.network.decoding import from_pool
+from rest_jax.network.decoding import from_bits
 
 _TERMS = 16  # of a sum that are written out; more are taken in a loop
 
@@ -131,7 +131,7 @@ def _lane_sum_by_terms(weights_RxHxT: jax.Array, table_KxTxHxD: jax.Array, lanes
 
 def _entries(pool_PxHD: jax.Array, places: jax.Array) -> jax.Array:
     """The numbers that stand at some places of a pool, [..., H * D]."""
-    return from_pool(_take(pool_PxHD, places))
+    return from_bits(_take(pool_PxHD, places))
 
 
 def _take(table: jax.Array, places: jax.Array) -> jax.Array:

@@ -18,7 +18,7 @@ from rest_jax.network.decoding import (
     LaneSources,
     PrefixPool,
     PrefixRows,
-    to_pool,
+    to_bits,
 )
 from rest_jax.network.layers import MLP, Dense, Embed, RMSNorm, constrain, dropout
 from rest_jax.network.relative_position import RelativePositionBias
@@ -218,7 +218,7 @@ class Decoder(nn.Module):
             x, (key, value) = layer.step_rows(x, (pool.keys[i], pool.values[i]), looked_at, rows, bias_RxHxT1)
             keys.append(key)
             values.append(value)
-        return self.decoder_norm(x), jax.tree.map(to_pool, PrefixPool(keys=tuple(keys), values=tuple(values)))
+        return self.decoder_norm(x), jax.tree.map(to_bits, PrefixPool(keys=tuple(keys), values=tuple(values)))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """The untied head: [..., E] to float32 [..., V]."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rest_jax.network import row_attention
-from rest_jax.network.decoding import from_pool, to_pool
+from rest_jax.network.decoding import from_bits, to_bits
 
 ROWS, HEADS, PLACES, LANES = 6, 3, 50, 4
 
@@ -81,8 +81,8 @@ def test_a_pool_of_bits_is_one_of_bfloat16(platform):
     pool = jnp.asarray(normal(0, PLACES, HEADS * 8), jnp.bfloat16)
     query, weights = (jnp.asarray(normal(k, ROWS, HEADS, 8), jnp.bfloat16) for k in (1, 2))
     ancestors = jnp.asarray(np.random.default_rng(4).integers(0, PLACES, (ROWS, 8)))
-    bits = to_pool(pool)
+    bits = to_bits(pool)
     assert bits.dtype == jnp.uint16
-    np.testing.assert_array_equal(from_pool(bits), pool)
+    np.testing.assert_array_equal(from_bits(bits), pool)
     for look, asks in ((row_attention.logits_of_prefix, query), (row_attention.sum_of_prefix, weights)):
         np.testing.assert_array_equal(look(asks, bits, ancestors), look(asks, pool, ancestors))
