@@ -14,7 +14,7 @@ sample one distribution, by mean length and mean log-probability under one score
     --sources 64       as many sources for every N, not as many samples: how sharing grows with N
     --repeats 3        how often the whole comparison is done
     --engines …        a subset of rest_jax rest_jax_bfloat16 huggingface ctranslate2_float32 ctranslate2_int8
-                       t5x; rest_jax is always among them
+                       t5x, with rest_jax among them
 """
 
 from __future__ import annotations
@@ -68,6 +68,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if min(options.samples) < 2:
         parser.error("--samples: 2 or more, since the check goes by differences within a source")
+    if "rest_jax" not in options.engines:
+        parser.error("--engines: rest_jax has to be among them, since all others are compared with it")
     return options
 
 
@@ -198,10 +200,11 @@ def compare(options: argparse.Namespace, exports: Path, num_samples: int) -> dic
 
 def ratios_to_peers(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     """How many times as fast as each peer we are: {"ratios": {peer: …}, "ratios_bfloat16": {peer: …}}."""
-    keys = {name: name.replace("rest_jax", "ratios") for name in OURS if name in found}
+    speeds = {name: engine["tokens_per_s"] for name, engine in found.items()}
     return {
-        key: {n: found[name]["tokens_per_s"] / found[n]["tokens_per_s"] for n in found if n not in OURS}
-        for name, key in keys.items()
+        ours.replace("rest_jax", "ratios"): {n: speeds[ours] / speeds[n] for n in speeds if n not in OURS}
+        for ours in OURS
+        if ours in speeds
     }
 
 

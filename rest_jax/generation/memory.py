@@ -89,9 +89,10 @@ def sampler_memory(
     in_lanes = tiling.lanes * at_a_time * sampling.max_length
     # What an accelerator gathers for a tile: XLA may read the keys and values of all layers ahead.
     ancestors = tiling.rows * sampling.max_length * layer * (config.num_decoder_layers + 1)
+    # Kernels that are not read in float32 are held beside those that are.
+    of_parameter = _FLOAT32 if width == _FLOAT32 else _FLOAT32 + width
     return SamplerMemory(
-        # In bfloat16 the kernels are converted once and held beside what they were.
-        parameters=(_FLOAT32 + width % _FLOAT32) * parameters // model_ways,
+        parameters=of_parameter * parameters // model_ways,
         prefixes=in_lanes * (position + 2 * _FLOAT32),
         sources=(2 * tiling.sources + tiling.lanes) * length * position + encoder,
         step=ancestors + _LOGITS * _FLOAT32 * tiling.rows * config.vocab_size,

@@ -84,7 +84,7 @@ def _sample_program(
         with within_data_axis():
             return sample(
                 fns,
-                kernels_as_read(config, params),
+                params,
                 Queue(
                     sources_QxL,
                     keys.sample_keys(key, *ids_Q, indices_N),
@@ -124,7 +124,6 @@ def _greedy_program(config: T5Config, max_length: int, allowed_vocab_size: int |
     fns = transformer_decoder(config)
 
     def run(params: Params, sources_SxL: jax.Array, active_S: jax.Array) -> Decoded:
-        params = kernels_as_read(config, params)
         return greedy(
             fns, params, sources_SxL, max_length, allowed_vocab_size=allowed_vocab_size, active_S=active_S
         )
@@ -137,7 +136,6 @@ def _beam_program(config: T5Config, beam: BeamConfig, allowed_vocab_size: int | 
     fns = transformer_decoder(config)
 
     def run(params: Params, sources_SxL: jax.Array, active_S: jax.Array) -> Decoded:
-        params = kernels_as_read(config, params)
         return beam_search(
             fns, params, sources_SxL, beam, allowed_vocab_size=allowed_vocab_size, active_S=active_S
         )
@@ -240,10 +238,12 @@ class Translator:
         """Goes on with other parameters of the same network; nothing is compiled anew.
 
         Where they already lie on the mesh they are not copied, so a caller that donates them to a training
-        step gives this translator new ones before it decodes again.
+        step gives this translator new ones before it decodes again. Kernels that are not read in float32 are
+        converted here, once for all calls.
         """
         self._pool = None
-        self._params = jax.device_put(params, _param_shardings(self.config, self.mesh))
+        params = jax.device_put(params, _param_shardings(self.config, self.mesh))
+        self._params = kernels_as_read(self.config, params)
 
     def sample(
         self,

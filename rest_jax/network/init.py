@@ -16,11 +16,10 @@ from rest_jax.errors import ConfigError
 from rest_jax.network.config import T5Config
 from rest_jax.network.heads import RewardModel, ValueModel
 from rest_jax.network.mesh import unbox
-from rest_jax.network.transformer import Transformer
+from rest_jax.network.transformer import HEAD_IN_DECODER, Transformer
 from rest_jax.types import Params
 
 TRUNK = ("token_embedder", "encoder", "decoder")
-_HEAD_IN_DECODER = "logits_dense"
 
 
 def _boxed(model: nn.Module, key: jax.Array) -> Any:
@@ -85,7 +84,7 @@ def _on_trunk(model: nn.Module, key: jax.Array, policy_params: Params | None) ->
     if policy_params is None:
         return fresh
     trunk = {name: dict(policy_params[name]) for name in TRUNK}
-    trunk["decoder"].pop(_HEAD_IN_DECODER, None)
+    trunk["decoder"].pop(HEAD_IN_DECODER, None)
     _check_same_shapes(trunk, {name: fresh[name] for name in TRUNK})
     return {**trunk, "score_head": fresh["score_head"]}
 

@@ -24,6 +24,8 @@ from rest_jax.network.layers import MLP, Dense, Embed, RMSNorm, constrain, dropo
 from rest_jax.network.relative_position import RelativePositionBias
 from rest_jax.types import PAD_ID, Params
 
+HEAD_IN_DECODER = "logits_dense"  # the untied head among the decoder's parameters, as T5X has it
+
 
 class EncoderLayer(nn.Module):
     """Self-attention and MLP, each on a normed copy of the residual stream."""
@@ -391,14 +393,12 @@ class Transformer(EncoderDecoder):
 def kernels_as_read(config: T5Config, params: Params) -> Params:
     """The policy's parameters, the kernels of its layers in the type of the activations; logits are the same.
 
-    For a program that reads them in a loop: XLA's CPU compiler would convert them anew at each step. The head
-    and the embedding are read in float32.
+    For programs that read them in a loop: XLA's CPU compiler would convert them anew at each step. The head
+    and the embedding are read in float32, and norms keep what they have.
     """
-    layers = {part: params[part] for part in ("encoder", "decoder")}
-    head = layers["decoder"].get("logits_dense")
-    layers = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.astype(config.activation_dtype) if path[-1].key == "kernel" else leaf, layers
-    )
-    if head is not None:
-        layers["decoder"]["logits_dense"] = head
-    return {**params, **layers}
+
+    def as_read(path: tuple[jax.tree_util.DictKey, ...], leaf: jax.Array) -> jax.Array:
+        of_layer = path[-1].key == "kernel" and path[-2].key != HEAD_IN_DECODER
+        return leaf.astype(config.activation_dtype) if of_layer else leaf
+
+    return jax.tree_util.tree_map_with_path(as_read, params)

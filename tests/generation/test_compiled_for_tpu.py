@@ -1,5 +1,6 @@
 """The sampler's program compiled for TPU chips that are not here. Skips without libtpu (the extra `tpu`)."""
 
+import functools
 import re
 
 import jax
@@ -15,6 +16,7 @@ from rest_jax.generation.translator import _sample_program
 from rest_jax.network import init, mesh
 from rest_jax.network.config import T5Config
 from rest_jax.network.decoding import empty_pool
+from rest_jax.network.transformer import kernels_as_read
 
 pytest.importorskip("libtpu")
 pytestmark = pytest.mark.slow
@@ -51,7 +53,8 @@ def test_the_pool_is_donated_and_chips_along_data_do_not_wait_for_each_other(chi
 
     boxed = init.abstract_params(CONFIG)
     shardings = mesh.param_shardings(chips, boxed)
-    params = jax.tree.map(lambda x, s: of(x.shape, x.dtype, *s.spec), mesh.unbox(boxed), shardings)
+    shapes = jax.eval_shape(functools.partial(kernels_as_read, CONFIG), mesh.unbox(boxed))
+    params = jax.tree.map(lambda x, s: of(x.shape, x.dtype, *s.spec), shapes, shardings)
     places = devices * pool_places(tiling, queue, NUM_SAMPLES, MAX_LENGTH)
     pool = jax.tree.map(
         lambda x: of(x.shape, x.dtype, *mesh.pool_sharding(chips).spec),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rest_jax.network.layers import dropout
-from rest_jax.network.transformer import Transformer
+from rest_jax.network.transformer import Transformer, kernels_as_read
 from tests.network.tiny import SHALLOW, TIED, TINY, params_of, policy_logits, rows
 
 CLOSE = {"atol": 2e-5, "rtol": 0}
@@ -121,6 +121,22 @@ def test_bfloat16_gives_float32_logits_near_those_of_float32(config):
     assert exact.dtype == coarse.dtype == np.float32
     difference = np.abs(coarse - exact)[:, :3].max()
     assert 0 < difference < 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("config", [TINY, TIED], ids=["untied", "tied"])
+def test_kernels_as_they_are_read_give_the_same_bits(config):
+    source, target = rows([7, 9], 9, seed=1), rows([5, 3], 5, seed=2, shifted=True)
+    config = dataclasses.replace(config, dtype="bfloat16")
+    given = params_of(config)
+    read = kernels_as_read(config, given)
+    np.testing.assert_array_equal(
+        policy_logits(config, read, source, target), policy_logits(config, given, source, target)
+    )
+    layer = read["decoder"]["layers_0"]
+    assert layer["mlp"]["wo"]["kernel"].dtype == jnp.bfloat16
+    head = read["decoder"].get("logits_dense", {})
+    others = [read["token_embedder"], head, layer["pre_mlp_layer_norm"]]
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(others)} == {"float32"}
 
 
 def test_a_tied_head_divides_by_the_root_of_the_width():

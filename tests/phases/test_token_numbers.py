@@ -30,14 +30,12 @@ def place(tmp_path):
 
 
 def one_by_one(model, params, of_pairs):
-    """What the network says of each pair alone, padded to one shape, at every target position."""
-    apply = jax.jit(model.apply)
+    """What the network says of each pair alone, at every target position."""
+    apply = jax.jit(model.apply)  # one program for each pair, in the place of one for each of its operations
     for row in range(len(of_pairs)):
-        source, target = np.zeros((1, 16), np.int32), np.zeros((1, 16), np.int32)
-        length = len(of_pairs.targets[row])
-        source[0, : len(of_pairs.sources[row])] = of_pairs.sources[row]
-        target[0, 1:length] = of_pairs.targets[row][:-1]  # shifted right, the start symbol first
-        yield of_pairs.targets[row], np.asarray(apply({"params": params}, source, target))[0, :length]
+        source, target = of_pairs.sources[row], of_pairs.targets[row]
+        shifted = np.concatenate([[0], target[:-1]])
+        yield target, np.asarray(apply({"params": params}, source[None], shifted[None]))[0]
 
 
 def test_log_probabilities_of_packed_pairs_are_those_of_each_pair_alone(place):

@@ -81,8 +81,8 @@ def test_a_source_without_a_reward_is_left_out():
 
 
 def test_the_orderings_of_the_paper_between_two_grow_steps_and_ppo():
-    names = ["BC G=0 I=0", "BC G=1 I=1", "BC G=1 I=2", "BC G=2 I=1", "BC G=2 I=2", "PPO", "BVMPO G=1 I=2"]
-    names.append("BVE G=1 I=2")
+    names = ["BC G=0 I=0", "BC G=1 I=1", "BC G=1 I=2", "BC G=2 I=1", "BC G=2 I=2", "PPO"]
+    names += ["BVMPO G=1 I=2", "BVE G=1 I=2"]
     found = {(o.better, o.worse): o.source for o in orderings.paper_orderings(names)}
     assert found == {
         ("BC G=1 I=2", "BC G=1 I=1"): "Fig. 3",
