@@ -21,11 +21,6 @@ from tests import tiny
 
 # Queues of two sources, so that every device has some of its own in each call.
 QUEUES = ("--gin.DecodeBatching.source_batch=2", "--gin.DecodeBatching.queue_samples=1")
-QUICK = tiny.environment()["XLA_FLAGS"]
-
-
-def on_devices(number: int) -> dict[str, str]:
-    return {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={number}"}
 
 
 def without_grow(finished_run: Path, folder: Path) -> Path:
@@ -61,7 +56,7 @@ def run_dir(finished_run, tmp_path) -> Path:
 
 @pytest.mark.parametrize("devices", [2, 4])
 def test_several_devices(reference, run_dir, corpus, devices):
-    done = tiny.tiny("grow", run_dir, corpus, *QUEUES, env=on_devices(devices))
+    done = tiny.tiny("grow", run_dir, corpus, *QUEUES, env=tiny.on_devices(devices))
     assert done.returncode == 0, done.stderr
     assert digest(run_dir) == reference
 
@@ -82,7 +77,7 @@ def test_three_kills_and_other_devices_each_time(reference, run_dir, corpus):
     points = ("before-rename:samples-00001-of-00008.parquet", "after-shard:samples-00003-of-00008.parquet",
               "before-seal:grow")  # fmt: skip
     for devices, point in zip((1, 4, 2), points, strict=True):
-        environment = {**on_devices(devices), "REST_JAX_FAILPOINT": point}
+        environment = {**tiny.on_devices(devices), "REST_JAX_FAILPOINT": point}
         assert tiny.tiny("grow", run_dir, corpus, *QUEUES, env=environment).returncode == -signal.SIGKILL
     assert tiny.tiny("grow", run_dir, corpus, *QUEUES).returncode == 0
     assert digest(run_dir) == reference
@@ -91,7 +86,7 @@ def test_three_kills_and_other_devices_each_time(reference, run_dir, corpus):
 def test_jobs_on_different_devices(reference, run_dir, corpus):
     for devices, job in ((1, "2/2"), (4, "1/2")):
         share = f'--gin.SHARD="{job}"'
-        done = tiny.tiny("grow", run_dir, corpus, *QUEUES, share, env=on_devices(devices))
+        done = tiny.tiny("grow", run_dir, corpus, *QUEUES, share, env=tiny.on_devices(devices))
         assert done.returncode == 0, done.stderr
     assert tiny.tiny("grow", run_dir, corpus, *QUEUES).returncode == 0
     assert digest(run_dir) == reference

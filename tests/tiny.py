@@ -18,6 +18,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 GIN_FILE = "tests/testdata/tiny.gin"
 Done = subprocess.CompletedProcess[str]
+QUICK = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 # Each word of the made-up language has one translation, and the order of words stays: a task that a tiny
 # network learns in part, so that its samples are neither all right nor all wrong.
@@ -69,8 +70,12 @@ def environment(**changes: str) -> dict[str, str]:
     Compiling takes longer than running what is compiled here, so XLA is told not to try hard.
     """
     inherited = {k: v for k, v in os.environ.items() if k != "REST_JAX_FAILPOINT"}
-    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    return {**inherited, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": quick, "PYTHONUNBUFFERED": "1", **changes}
+    return {**inherited, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK, "PYTHONUNBUFFERED": "1", **changes}
+
+
+def on_devices(number: int) -> dict[str, str]:
+    """What to change in it for so many virtual CPU devices."""
+    return {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={number}"}
 
 
 def program(

@@ -2,10 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import pytest
@@ -15,24 +13,17 @@ from rest_jax.errors import ConfigError
 from rest_jax.network.config import T5Config
 from rest_jax.network.init import abstract_params
 from rest_jax.network.mesh import MeshConfig, batch_sharding, make_mesh, param_shardings, replicated, use_mesh
+from tests import tiny
 from tests.network.tiny import SHALLOW, TINY
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def findings():
     """What mesh_probe.py found on four virtual devices."""
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": str(ROOT),
-    }
     run = subprocess.run(
         [sys.executable, "-m", "tests.network.mesh_probe"],
-        cwd=ROOT,
-        env=environment,
+        cwd=tiny.ROOT,
+        env=tiny.environment(**tiny.on_devices(4)),
         capture_output=True,
         text=True,
         timeout=600,

@@ -234,6 +234,7 @@ def digest(folder) -> str:
     return files.verify_seal(folder / "run/policy/ppo").digest
 
 
+@pytest.mark.slow
 def test_killed_within_rollouts_a_training_ends_the_same(unbroken, tmp_path):
     """Rollouts start at steps 0, 3, 6, 9; checkpoints are of 0, 2, 4, 6, 8, 10, 12: some within a rollout."""
     points = ["before-rename:000000.safetensors", "rollout-written:1", "rollout-written:2", "before-fit"]
@@ -249,7 +250,8 @@ def test_killed_within_rollouts_a_training_ends_the_same(unbroken, tmp_path):
     assert story == (unbroken / "run/policy/ppo/ppo.json").read_text()
 
 
-def test_a_training_stopped_within_a_rollout_reads_it_and_one_that_is_too_new_is_made_anew(tmp_path):
+def test_stopped_within_a_rollout_a_training_ends_the_same(unbroken, tmp_path):
+    """It reads the rollout it stands in, and makes one anew that is newer than its checkpoint."""
     assert run(tmp_path, "rollout-written:3").returncode == -9  # at step 9; the newest checkpoint is of 8
     folder = tmp_path / "run/policy/ppo/rollouts"
     assert {"000002.safetensors", "000003.safetensors"} <= {path.name for path in folder.iterdir()}
@@ -257,6 +259,9 @@ def test_a_training_stopped_within_a_rollout_reads_it_and_one_that_is_too_new_is
     (folder / "000003.safetensors").write_bytes(b"of parameters that are no more")
     assert run(tmp_path, "rollout-written:3").returncode == -9
     assert (folder / "000003.safetensors").read_bytes() == newer
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert digest(tmp_path) == digest(unbroken)
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "changed"])

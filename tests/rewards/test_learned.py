@@ -1,7 +1,6 @@
 """The learned reward: what it computes, and what its rewards must not depend on."""
 
 import logging
-import os
 import subprocess
 import sys
 
@@ -17,6 +16,7 @@ from rest_jax.rewards import learned
 from rest_jax.rewards.learned import LearnedReward
 from rest_jax.rewards.protocol import Reward, checked_scores
 from rest_jax.types import EOS_ID, RaggedTokens
+from tests import tiny
 
 CONFIG = T5Config(
     vocab_size=40, emb_dim=8, num_heads=2, head_dim=4, mlp_dim=16, num_encoder_layers=1, num_decoder_layers=1
@@ -178,11 +178,10 @@ print("devices", jax.device_count())
 
 
 def test_a_mesh_of_four_devices_gives_the_same_rewards():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", _ON_FOUR_DEVICES],
-        env={**os.environ, **flags},
-        cwd=os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..")),
+        env=tiny.environment(**tiny.on_devices(4)),
+        cwd=tiny.ROOT,
         capture_output=True,
         text=True,
         timeout=300,
