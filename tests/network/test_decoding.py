@@ -12,6 +12,8 @@ from rest_jax.network.decoding import empty_cache
 from rest_jax.network.transformer import Transformer
 from tests.network.tiny import TIED, TINY, params_of, policy_logits, rows
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @functools.partial(jax.jit, static_argnums=0)
 def _start(config, params, source):

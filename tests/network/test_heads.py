@@ -5,12 +5,15 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rest_jax.network.heads import RewardModel, ValueModel, summarise
 from rest_jax.network.init import abstract_value_params, init_value_params
 from rest_jax.network.mesh import unbox
 from rest_jax.network.transformer import Transformer
 from tests.network.tiny import SHALLOW, params_of, reward_params_of, rows, score_logits
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def _pairs():
