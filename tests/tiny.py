@@ -73,9 +73,9 @@ def environment(**changes: str) -> dict[str, str]:
     return {**inherited, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": QUICK, "PYTHONUNBUFFERED": "1", **changes}
 
 
-def on_devices(number: int) -> dict[str, str]:
-    """What to change in it for so many virtual CPU devices."""
-    return {"XLA_FLAGS": f"{QUICK} --xla_force_host_platform_device_count={number}"}
+def on_devices(number: int, compiled: str = QUICK) -> dict[str, str]:
+    """What to change in it for so many virtual CPU devices; compiled="" for the programs that a user has."""
+    return {"XLA_FLAGS": f"{compiled} --xla_force_host_platform_device_count={number}".strip()}
 
 
 def program(

@@ -1,10 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.monitoring
@@ -19,6 +17,7 @@ from rest_jax.generation.sampler import SamplingConfig
 from rest_jax.generation.search import BeamConfig, greedy
 from rest_jax.generation.translator import Translator
 from rest_jax.types import EOS_ID, PAD_ID, RaggedTokens
+from tests import tiny
 from tests.generation.naive import naive_sample
 from tests.generation.small import SMALL, one_device, padded, random_sources, small_params
 
@@ -293,16 +292,10 @@ np.savez(sys.argv[1], **saved)
 
 
 def test_two_devices_give_what_one_gives(sources, ids, samples, tmp_path):
-    root = Path(__file__).parents[2]
-    environment = {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "PYTHONPATH": str(root),
-    }
     output = tmp_path / "drawn.npz"
     command = [sys.executable, "-c", _ON_TWO_DEVICES, str(output)]
-    subprocess.run(command, check=True, env=environment, cwd=root, timeout=300)
+    environment = tiny.environment(**tiny.on_devices(2, compiled=""))
+    subprocess.run(command, check=True, env=environment, cwd=tiny.ROOT, timeout=300)
     found = np.load(output)
     # Divided over "data" each device runs the program of one device: the same bits.
     np.testing.assert_array_equal(found["data_values"], samples.tokens.values)

@@ -234,6 +234,14 @@ def digest(folder) -> str:
     return files.verify_seal(folder / "run/policy/ppo").digest
 
 
+def it_goes_on_to_the_end_of(unbroken, folder) -> None:
+    done = run(folder)
+    assert done.returncode == 0, done.stderr
+    assert digest(folder) == digest(unbroken)
+    story = (folder / "run/policy/ppo/ppo.json").read_text()
+    assert story == (unbroken / "run/policy/ppo/ppo.json").read_text()
+
+
 @pytest.mark.slow
 def test_killed_within_rollouts_a_training_ends_the_same(unbroken, tmp_path):
     """Rollouts start at steps 0, 3, 6, 9; checkpoints are of 0, 2, 4, 6, 8, 10, 12: some within a rollout."""
@@ -243,11 +251,7 @@ def test_killed_within_rollouts_a_training_ends_the_same(unbroken, tmp_path):
         assert killed.returncode == -9, f"no training came to {point}: {killed.stderr[-2000:]}"
     left = sorted(path.name for path in (tmp_path / "run/policy/ppo/rollouts").iterdir())
     assert "000003.safetensors" in left and len(left) <= 3  # what no checkpoint needs is gone
-    done = run(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert digest(tmp_path) == digest(unbroken)
-    story = (tmp_path / "run/policy/ppo/ppo.json").read_text()
-    assert story == (unbroken / "run/policy/ppo/ppo.json").read_text()
+    it_goes_on_to_the_end_of(unbroken, tmp_path)
 
 
 def test_stopped_within_a_rollout_a_training_ends_the_same(unbroken, tmp_path):
@@ -259,9 +263,7 @@ def test_stopped_within_a_rollout_a_training_ends_the_same(unbroken, tmp_path):
     (folder / "000003.safetensors").write_bytes(b"of parameters that are no more")
     assert run(tmp_path, "rollout-written:3").returncode == -9
     assert (folder / "000003.safetensors").read_bytes() == newer
-    done = run(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert digest(tmp_path) == digest(unbroken)
+    it_goes_on_to_the_end_of(unbroken, tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["gone", "cut", "changed"])

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.types import LossSums
+from tests import tiny
 
 FEATURES, CLASSES = 6, 3
-REPOSITORY = Path(__file__).parents[2]
 
 
 def classifier_params(seed: int = 0) -> dict:
@@ -55,8 +53,7 @@ def without_dropout(params, batch, dropout_key) -> LossSums:
 
 def environment(devices: int) -> dict[str, str]:
     """The environment of a new process with this many virtual CPU devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(REPOSITORY)}
+    return tiny.environment(**tiny.on_devices(devices, compiled=""), PYTHONPATH=str(tiny.ROOT))
 
 
 def run_python(code: str, devices: int = 1) -> subprocess.CompletedProcess[str]:
